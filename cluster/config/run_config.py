@@ -134,8 +134,12 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _check_devices(self) -> "Config":
-        """Reject tables and codecs that the workers' devices do not support."""
+        """Reject tables, codecs and kernels that the workers' devices do not support."""
         device = self.cluster.device
+        if self.train.compiled_kernels and device == "cuda":
+            raise ValueError(
+                "train.compiled_kernels = true is for CPUs, and workers have GPUs (cluster.gpus_per_worker); leave it out"
+            )
         reasons = {f"tables.{name}": placement_reason(table, device) for name, table in self.tables.items()}
         if (reason := codec_reason(self.communication, device)) is not None:
             raise ValueError(reason)

@@ -1,8 +1,8 @@
 """The compilation of the C++ sources into shared libraries.
 
-The sources include no header of torch, so a library takes seconds to compile, and serves any version of torch. Libraries are kept in
-torch's folder for extensions (TORCH_EXTENSIONS_DIR). torch's own builder is not used, because its lock file stays after a process that
-was killed while it compiled, and later processes would wait forever. The lock here ends with its process.
+The sources include no header of torch, so a library takes seconds to compile, and serves any version of torch. Libraries are
+kept in torch's folder for extensions (TORCH_EXTENSIONS_DIR). torch's own builder is not used: its lock file stays after a
+process that was killed while it compiled, and later processes would wait forever. The lock here ends with its process.
 """
 
 import fcntl
@@ -17,9 +17,10 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
 
-SOURCES = Path(__file__).parent / "sources"
+SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILER_SECONDS = 300.0
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 
 
 class KernelBuildError(RuntimeError):
@@ -29,20 +30,22 @@ class KernelBuildError(RuntimeError):
 def build_library(source: str, features: Iterable[str]) -> Path:
     """Return the compiled library of a source, which is compiled if no process of this machine has done so before.
 
-    Processes that ask at the same time wait for the first one.
+    Processes that ask at the same time wait for the first one. Of `features`, those in AVX512 are checked here.
 
     Args:
-        source: the name of a file in sources/.
+        source: the name of a file of this folder.
         features: the instruction sets of the processor that it uses, as the compiler names them: "avx512f".
 
     Raises:
-        KernelBuildError: the compiler is missing or fails.
+        KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
     """
+    if missing := sorted({*AVX512} - processor_features()):
+        raise KernelBuildError(f"the processor lacks {', '.join(missing)}")
     compiler = get_cxx_compiler()
     flags = (*FLAGS, *(f"-m{feature}" for feature in features))
-    folder = Path(get_default_build_root()) / "shoal"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "shoal"
     digest = hashlib.sha256("\0".join((compiler, _version(compiler), *flags)).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
         digest.update(path.read_bytes())
     library = folder / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
     if library.exists():

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.compiled.build import KernelBuildError, build_library, processor_features
+from models.compiled.build import AVX512, build_library, processor_features
 
-AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 # By Linux's names. The compiler writes a hyphen for the underscore of AMX, and none in AVX-512's.
 AMX = ("avx512_bf16", "amx_tile", "amx_bf16")
 AMX_FLAGS = ("avx512bf16", "amx-tile", "amx-bf16")
@@ -69,7 +68,7 @@ class SoftmaxKernels:
         """Return the terms of the softmax of the scores user . item / temperature - shift.
 
         Results depend on the number of threads, as do those of torch. Under autocast to bfloat16 the products are those of
-        sources/softmax_bfloat16.cpp, if the processor has AMX.
+        softmax_bfloat16.cpp, if the processor has AMX.
 
         Args:
             user_TD: vectors of the targets' histories, float32.
@@ -110,18 +109,15 @@ def build_softmax_kernels() -> SoftmaxKernels:
     Raises:
         KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
     """
-    features = processor_features()
-    if missing := sorted({*AVX512} - features):
-        raise KernelBuildError(f"the processor lacks {', '.join(missing)}")
     float32 = build_library("softmax_float32.cpp", AVX512)
-    if not features.issuperset(AMX):
+    if not processor_features().issuperset(AMX):
         return SoftmaxKernels(float32, None)
     bfloat16 = build_library("softmax_bfloat16.cpp", (*AVX512, *AMX_FLAGS))
     return SoftmaxKernels(float32, bfloat16 if _load(bfloat16).request_amx() == 0 else None)
 
 
 class _Problem(ctypes.Structure):
-    """The arguments of a kernel: Problem in sources/softmax.h."""
+    """The arguments of a kernel: Problem in softmax.h."""
 
     _fields_ = (
         ("num_targets", ctypes.c_int64),

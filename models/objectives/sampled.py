@@ -127,9 +127,7 @@ class _CompiledLogTotal(torch.autograd.Function):
         kernels: SoftmaxKernels,
     ) -> Tensor:
         own_T = own_T.contiguous()
-        terms = kernels.terms(
-            user_TD, negative_CD, own_T, sample.temperature, shift_C=shift_C, hits=Hits(*sample.hits)
-        )
+        terms = kernels.terms(user_TD, negative_CD, own_T, sample.temperature, shift_C=shift_C, hits=Hits(*sample.hits))
         own_gradient = (own_T - terms.log_total).exp_()
         ctx.save_for_backward(terms.user_gradient, terms.item_gradient, own_gradient)
         return terms.log_total.sum()

@@ -3,8 +3,6 @@
 
 namespace {
 
-constexpr int64_t STEP = 6;  // rows of a tile of 6 x 64 numbers, which fills 24 of the 32 registers
-
 struct PackedItems : Chunk {
   PackedItems(const Problem& problem, int64_t size)
       : padded(round_up(problem.width, 16)),
@@ -44,30 +42,6 @@ struct PackedItems : Chunk {
   Buffer<float> shift;    // in units of log 2
 };
 
-// scores (STEP, 64) = users (STEP, D) columns (D, 64)
-inline void score(const float* users, int64_t width, const float* columns, float* scores) {
-  __m512 sums[STEP][4];
-#pragma GCC unroll 6
-  for (int i = 0; i < STEP; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
-  for (int64_t d = 0; d < width; d++) {
-    __m512 column[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) column[j] = _mm512_load_ps(columns + d * PANEL + 16 * j);
-#pragma GCC unroll 6
-    for (int i = 0; i < STEP; i++) {
-      const __m512 user = _mm512_set1_ps(users[i * width + d]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) sums[i][j] = _mm512_fmadd_ps(user, column[j], sums[i][j]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < STEP; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) _mm512_store_ps(scores + i * PANEL + 16 * j, sums[i][j]);
-}
-
 // Replaces 64 scores by their exponentials and adds these to `sums`. Returns whether one is above LIMIT; then `largest` is raised.
 template <bool MASKED>
 inline bool exponentiate(float* scores, const float* shift, float reference, uint64_t kept, __m512& sums, float& largest) {
@@ -95,43 +69,6 @@ inline bool exponentiate(float* scores, const float* shift, float reference, uin
   }
   sums = _mm512_add_ps(sums, _mm512_add_ps(_mm512_add_ps(value[0], value[1]), _mm512_add_ps(value[2], value[3])));
   return false;
-}
-
-// out (ROWS, 16 VECTORS) += sum_k left[i * left_row + k * left_step] right[k]; out and right have rows of `padded` numbers.
-template <int ROWS, int VECTORS>
-inline void add_tile(const float* left, int64_t left_row, int64_t left_step, const float* right, int64_t depth, int64_t padded, float* out) {
-  __m512 sums[ROWS][VECTORS];
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_load_ps(out + i * padded + 16 * j);
-  for (int64_t k = 0; k < depth; k++) {
-    __m512 vector[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) vector[j] = _mm512_load_ps(right + k * padded + 16 * j);
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++) {
-      const __m512 weight = _mm512_set1_ps(left[i * left_row + k * left_step]);
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, vector[j], sums[i][j]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) _mm512_store_ps(out + i * padded + 16 * j, sums[i][j]);
-}
-
-template <int ROWS>
-inline void add_product(const float* left, int64_t left_row, int64_t left_step, const float* right, int64_t depth, int64_t padded, float* out) {
-  int64_t d = 0;
-  for (; d + 64 <= padded; d += 64) add_tile<ROWS, 4>(left, left_row, left_step, right + d, depth, padded, out + d);
-  switch ((padded - d) / 16) {
-    case 3: add_tile<ROWS, 3>(left, left_row, left_step, right + d, depth, padded, out + d); break;
-    case 2: add_tile<ROWS, 2>(left, left_row, left_step, right + d, depth, padded, out + d); break;
-    case 1: add_tile<ROWS, 1>(left, left_row, left_step, right + d, depth, padded, out + d); break;
-    default: break;
-  }
 }
 
 class Float32 {

@@ -19,17 +19,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
 #include <vector>
 
-constexpr int64_t PANEL = 64;
+#include "tiles.h"
+
 constexpr float LIMIT = 64.0f;  // 2^64 times a few million stays far below the largest float
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 
 // In the order of models/compiled/softmax.py: Problem. All arrays are contiguous.
 struct Problem {
@@ -48,38 +46,6 @@ struct Problem {
   int64_t own_counts;          // whether exp(own) is in Z in addition to the candidates
   float scale;
 };
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-template <class Value>
-using Buffer = std::unique_ptr<Value[], Free>;
-
-inline int64_t round_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
-
-// Memory of zeros that begins at a cache line.
-template <class Value>
-Buffer<Value> zeros(int64_t number) {
-  const size_t bytes = round_up(number * int64_t(sizeof(Value)) + 1, 64);
-  void* memory = std::aligned_alloc(64, bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory, 0, bytes);
-  return Buffer<Value>(static_cast<Value*>(memory));
-}
-
-// 2^x within 2 units in the last place, 0 far below, NaN of NaN. The polynomial is that of Cephes (exp2f).
-inline __m512 power_of_2(__m512 x) {
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
-  const __m512 part = _mm512_sub_ps(x, whole);
-  __m512 power = _mm512_set1_ps(1.535336188319500e-4f);
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(1.339887440266574e-3f));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(9.618437357674640e-3f));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(5.550332471162809e-2f));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(2.402264791363012e-1f));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(6.931472028550421e-1f));
-  power = _mm512_fmadd_ps(power, part, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(power, whole);
-}
 
 // Some of the candidates. Kernels add the forms in which they read the vectors.
 struct Chunk {
