@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import Comparison, take_turns
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.compiled.build import KernelBuildError
-from models.compiled.softmax import SoftmaxKernels, build_softmax_kernels
+from models.compiled.kernels import CompiledKernels, build_kernels
 from models.config import NextItemConfig
 from models.costs import Histories, Workload, costs_of
 from models.features.catalogue import Catalogue
@@ -51,17 +51,17 @@ def compare(turns: int) -> Iterator[Comparison]:
     torch.set_num_threads(threads)
 
 
-def _kernels() -> list[SoftmaxKernels]:
+def _kernels() -> list[CompiledKernels]:
     """Return the compiled kernels, if this machine can have them."""
     try:
-        return [build_softmax_kernels()]
+        return [build_kernels()]
     except KernelBuildError as error:
         print(f"without compiled kernels: {error}")
         return []
 
 
 def _step(
-    width: int, objective: dict[str, object], dtype: torch.dtype, kernels: SoftmaxKernels | None
+    width: int, objective: dict[str, object], dtype: torch.dtype, kernels: CompiledKernels | None
 ) -> tuple[Callable[[], object], float]:
     """Return forward and backward of a batch, and the FLOPs of its matrix products."""
     config = NextItemConfig.model_validate({"max_history": MAX_HISTORY, "objective": objective})

@@ -4,7 +4,7 @@ Those that need the metrics of a task are in trainer/tasks/checks.py.
 """
 
 from models.config import ModelConfig, NextItemConfig
-from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
+from models.objectives.config import FullSoftmaxConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import DynamicIdsConfig, TableConfig
 from trainer.config.evaluate import EvaluateConfig
@@ -94,10 +94,9 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             f"train.catalogue_workers = {train.catalogue_workers} divides the catalogue of model.objective.kind = "
             '"full_softmax", and this model never scores the whole catalogue in training; leave it at 1'
         )
-    if train.compiled_kernels and not _has_softmax(model):
+    if train.compiled_kernels and not isinstance(model, NextItemConfig):
         raise ValueError(
-            'train.compiled_kernels = true: there are kernels for model.objective.kind = "full_softmax" and '
-            '"sampled_softmax" only, so it would change nothing; leave it out'
+            "train.compiled_kernels = true: rankers have no such kernels, so it changes nothing; leave it out"
         )
     if not isinstance(model, RankingConfig):
         return
@@ -116,11 +115,6 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
 def _scores_catalogue(model: ModelConfig) -> bool:
     """Return True if training scores the whole catalogue in each step."""
     return isinstance(model, NextItemConfig) and isinstance(model.objective, FullSoftmaxConfig)
-
-
-def _has_softmax(model: ModelConfig) -> bool:
-    """Return True if the objective is a softmax over candidates that all targets share."""
-    return isinstance(model, NextItemConfig) and isinstance(model.objective, FullSoftmaxConfig | SampledSoftmaxConfig)
 
 
 def check_protocol(evaluate: EvaluateConfig, model: ModelConfig) -> None:

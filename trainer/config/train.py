@@ -134,9 +134,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     compiled_kernels: bool = Field(
         False,
-        description="compute full_softmax and sampled_softmax on CPUs by kernels in C++, which each machine compiles once, in "
-        "seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses AMX where all machines "
-        "have it. Results differ from those without it by rounding",
+        description="compute full_softmax, sampled_softmax and causal softmax attention on CPUs by kernels in C++, which each "
+        "machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses "
+        "AMX if all machines have it. Results differ from those without it by rounding",
     )
     ema_decay: float | None = Field(
         None,

@@ -5,10 +5,10 @@ import functools
 import pytest
 
 from models.compiled.build import KernelBuildError
-from models.compiled.softmax import SoftmaxKernels, build_softmax_kernels
+from models.compiled.kernels import CompiledKernels, build_kernels
 
 
-def kernels_or_skip() -> SoftmaxKernels:
+def kernels_or_skip() -> CompiledKernels:
     """Return the kernels of this machine, or skip the test."""
     kernels = _kernels()
     if isinstance(kernels, str):
@@ -17,8 +17,8 @@ def kernels_or_skip() -> SoftmaxKernels:
 
 
 @functools.cache
-def _kernels() -> SoftmaxKernels | str:
+def _kernels() -> CompiledKernels | str:
     try:
-        return build_softmax_kernels()
+        return build_kernels()
     except KernelBuildError as error:
         return str(error)

@@ -11,9 +11,10 @@ from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.terms import AttentionTerms
 from models.compiled.attention import AttentionKernel
-from models.next_item.model import NextItemModel
+from models.compiled.softmax import SoftmaxKernels
 from tests.models.compiled.compiler import kernels_or_skip
 from tests.models.encoders.test_encoder import context_of
+from tests.models.next_item.test_model import OBJECTIVES, make_model, training_batch
 
 # Shorter than a step of rows, as long as a block and a panel, one more and less, empty, longer than several panels.
 LENGTHS = ([1], [5, 0, 3], [48, 49, 47], [64, 63, 65, 130, 1, 0], [300, 2])
@@ -37,14 +38,14 @@ def heads_of(joint_NS: Tensor, shape: tuple[int, int, int, int]) -> list[Tensor]
     ]
 
 
-def reference(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+def reference(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
     """Compute each history by the formula."""
     shared = query.shape[1] // key.shape[1]
     outputs = []
     for q, k, v in zip(*(t.split(lengths) for t in (query, key, value)), strict=True):
         k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         hidden = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
-        scores = torch.einsum("qhk,chk->hqc", q, k) * SCALE
+        scores = torch.einsum("qhk,chk->hqc", q, k) * scale
         weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
         outputs.append(torch.einsum("hqc,chv->qhv", weights, v))
     return torch.cat(outputs)
@@ -63,16 +64,17 @@ def test_it_equals_the_formula(kernel, lengths, shape, dtype, joint, threads):
     generator = torch.Generator().manual_seed(1)
     num_heads, num_key_heads, key_width, value_width = shape
     width = (num_heads + num_key_heads) * key_width + num_key_heads * value_width
-    values = 2.0 * torch.randn(sum(lengths), width, generator=generator)
+    values = torch.randn(sum(lengths), width, generator=generator)
+    scale = key_width**-0.5
     factor = torch.randn(sum(lengths), num_heads, value_width, generator=generator)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    joint_NS = values.to(dtype).requires_grad_()
-    output = kernel.attend(*heads_of(joint_NS, shape), offsets_of(lengths), SCALE, joint_NS if joint else None)
+    joint_NS = values.to(dtype).clone().requires_grad_()
+    output = kernel.attend(*heads_of(joint_NS, shape), offsets_of(lengths), scale, joint_NS if joint else None)
     (output * factor).sum().backward()
     torch.set_num_threads(before)
     exact_NS = values.to(dtype).double().requires_grad_()
-    expected = reference(*heads_of(exact_NS, shape), lengths)
+    expected = reference(*heads_of(exact_NS, shape), lengths, scale)
     (expected * factor).sum().backward()
     assert output.dtype == torch.float32
     assert (output - expected).norm() <= 1e-6 * expected.norm()
@@ -94,12 +96,12 @@ def test_no_event_sees_a_later_one_or_another_history(kernel):
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(150, 12, generator=generator)
     changed = values.clone()
-    changed[70:80] = float("nan")
+    changed[70:80] += 5.0
     offsets = torch.tensor([0, 20, 80, 150])
     before, after = (kernel.attend(*heads_of(x, (2, 2, 2, 2)), offsets, 1.0, x) for x in (values, changed))
     kept = torch.cat((torch.arange(70), torch.arange(80, 150)))
     assert torch.equal(before[kept], after[kept])
-    assert after[70:80].isnan().all()
+    assert not torch.isclose(before[70:80], after[70:80]).any()
 
 
 def terms(**settings) -> AttentionTerms:
@@ -126,11 +128,22 @@ def test_attention_uses_it_for_plain_causal_softmax_only(kernel, monkeypatch):
         torch.testing.assert_close(compiled, attend(*heads, context_of(lengths), terms(**settings), joint_NS).output)
 
 
-def test_only_training_uses_kernels(monkeypatch):
-    """Scores are then the same in evaluation, in exports and without a compiler."""
-    from tests.models.next_item.test_model import batch_for, small_model
-
-    model: NextItemModel = small_model()
-    assert model.kernels is None
-    assert copy.deepcopy(model).kernels is None
-    assert batch_for is not None
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_model_trains_with_kernels_as_without_and_encodes_without(monkeypatch, objective):
+    """Scores of evaluations and exports do not depend on a compiler."""
+    compiled = make_model(objective)
+    compiled.kernels = kernels_or_skip()
+    batch = training_batch([[1, 2, 3, 4], [5, 6], [7, 8, 9]], objective)
+    results = []
+    for model in (make_model(objective), copy.deepcopy(compiled)):
+        rows = {"item": model.look_up(batch.items)["item"].detach().requires_grad_()}
+        loss = model.loss(rows, batch)
+        loss.backward()
+        results.append((loss.detach(), rows["item"].grad, *(p.grad for p in model.encoder.parameters())))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(AttentionKernel, "run", None)
+    monkeypatch.setattr(SoftmaxKernels, "terms", None)
+    rows = compiled.look_up(batch.items)
+    assert compiled.user_vectors(rows, batch).isfinite().all()
+    with pytest.raises(TypeError):
+        compiled.loss(rows, batch)

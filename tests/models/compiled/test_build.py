@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from models.compiled import build, softmax
-from models.compiled.build import KernelBuildError, build_library, processor_features
-from models.compiled.softmax import AVX512, build_softmax_kernels
+from models.compiled.build import AVX512, KernelBuildError, build_library, processor_features
+from models.compiled.kernels import build_kernels
+from models.compiled.softmax import build_softmax_kernels
 
 COMPILER = """#!/bin/sh
 case "$1" in --version) echo "compiler 1"; exit 0;; esac
@@ -21,7 +22,8 @@ sleep 0.2
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Keep libraries in a folder of the test."""
+    """Keep libraries in a folder of the test, on a machine with AVX-512."""
+    monkeypatch.setattr(build, "processor_features", lambda: frozenset(AVX512))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     return tmp_path
 
@@ -61,7 +63,11 @@ def test_other_sources_flags_and_compilers_have_libraries_of_their_own(folder, m
 
 def test_a_process_killed_while_it_compiles_holds_up_nobody(folder, monkeypatch):
     use_compiler(folder, monkeypatch, "sleep 60")
-    program = f"from models.compiled.build import build_library; build_library('softmax_float32.cpp', {AVX512!r})"
+    program = (
+        "from models.compiled import build\n"
+        "build.processor_features = lambda: frozenset(build.AVX512)\n"
+        "build.build_library('softmax_float32.cpp', build.AVX512)"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(build.__file__).parents[2])
     calls = folder / "calls"
     while not calls.exists():
@@ -90,9 +96,9 @@ def test_a_folder_that_cannot_be_written_is_named(folder, monkeypatch):
 
 
 def test_a_processor_without_avx512_is_named(monkeypatch):
-    monkeypatch.setattr(softmax, "processor_features", lambda: frozenset({"avx512f", "fma"}))
+    monkeypatch.setattr(build, "processor_features", lambda: frozenset({"avx512f", "fma"}))
     with pytest.raises(KernelBuildError, match="the processor lacks avx512bw, avx512dq, avx512vl"):
-        build_softmax_kernels()
+        build_kernels()
 
 
 def test_without_amx_there_is_no_library_in_bfloat16(folder, monkeypatch):

@@ -22,14 +22,14 @@ FLOAT32, BFLOAT16 = 1e-6, 5e-3  # relative errors: of rounding, and of gradients
 
 @pytest.fixture
 def kernels() -> SoftmaxKernels:
-    return kernels_or_skip()
+    return kernels_or_skip().softmax
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def tolerance(request):
     """Compute in a precision, and give the relative error of its gradients."""
     low = request.param == "bfloat16"
-    if low and kernels_or_skip().bfloat16 is None:
+    if low and not kernels_or_skip().has_amx:
         pytest.skip("the processor has no AMX")
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         yield BFLOAT16 if low else FLOAT32

@@ -106,12 +106,16 @@ def losses(lab: Lab, config: Config) -> list[float]:
 
 
 def kernels_asked(lab: Lab, config: Config) -> bool:
-    """Return whether the first step offers its vectors to the compiled kernels. No compiler is needed."""
-    offers: list[Any] = []
-    kernels = SimpleNamespace(takes=lambda *vectors: offers.append(vectors) or False)
+    """Return whether the first step offers vectors to the compiled kernels of both kinds. No compiler is needed."""
+    offers: list[str] = []
+    softmax, attention = (
+        SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind)))
+        for kind in ("softmax", "attention")
+    )
+    kernels = SimpleNamespace(softmax=softmax, attention=attention)
     with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels):
         training_of(lab, lab.job(config), [], stop_after=1).run()
-    return bool(offers)
+    return {*offers} == {"softmax", "attention"}
 
 
 def validated_at(lab: Lab, config: Config) -> list[int]:

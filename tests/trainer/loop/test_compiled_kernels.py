@@ -5,29 +5,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.compiled.attention import AttentionKernel
 from models.compiled.build import KernelBuildError
+from models.compiled.kernels import CompiledKernels
 from models.compiled.softmax import SoftmaxKernels
+from models.ranking.config import RankingConfig
 from sharding.world import World
 from tests.contracts.test_resume import train
 from tests.contracts.test_world_size import losses
 from tests.models.compiled.compiler import kernels_or_skip
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_config, tiny_job
+from trainer.config.checks import check_batches
 from trainer.config.identity import identity
+from trainer.config.train import TrainConfig
 from trainer.errors import UserError
 from trainer.loop.compiled_kernels import kernels_of_ranks
 
-BOTH, ONE = SoftmaxKernels(Path("a"), Path("b")), SoftmaxKernels(Path("a"), None)
+BOTH, ONE = (CompiledKernels(SoftmaxKernels(Path("a"), low), AttentionKernel(Path("c"))) for low in (Path("b"), None))
 
 
-def agreed(world: World, of_ranks: list[SoftmaxKernels]) -> SoftmaxKernels:
+def agreed(world: World, of_ranks: list[CompiledKernels]) -> CompiledKernels:
     return kernels_of_ranks(world, lambda: of_ranks[world.rank])
 
 
 def complaint(world: World, broken: int) -> str:
     """Return the message of this rank if one of them cannot compile."""
 
-    def build() -> SoftmaxKernels:
+    def build() -> CompiledKernels:
         if world.rank == broken:
             raise KernelBuildError("there is no C++ compiler 'c++'")
         return BOTH
@@ -78,10 +83,10 @@ def test_the_setting_identifies_a_run_only_where_it_is_on():
 FULL = {"model": {"objective": {"kind": "full_softmax"}}}
 
 
-def test_objectives_and_devices_without_kernels_are_refused():
+def test_rankers_and_devices_without_kernels_are_refused():
     on = {"compiled_kernels": True}
-    with pytest.raises(UserError, match=r"train.compiled_kernels = true: there are kernels for model.objective.kind"):
-        tiny_config(Path("run"), Path("dataset"), train=on, model={"objective": {"kind": "bce"}})
+    with pytest.raises(ValueError, match=r"train.compiled_kernels = true: rankers have no such kernels"):
+        check_batches(TrainConfig.model_validate(on), RankingConfig.model_validate({}))
     with pytest.raises(UserError, match=r"train.compiled_kernels = true is for CPUs"):
         tiny_config(Path("run"), Path("dataset"), train=on, cluster={"gpus_per_worker": 1}, **FULL)
     tiny_config(Path("run"), Path("dataset"), train=on, **FULL)
