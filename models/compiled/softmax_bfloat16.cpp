@@ -184,7 +184,7 @@ inline void add_product(const BFloat16* left, int64_t left_row, int64_t left_blo
 
 class Amx {
  public:
-  static constexpr int64_t ROWS = 128, CHUNK = 8192;
+  static constexpr int64_t ROWS = 512, CHUNK = 8192;
   using Items = PackedItems;
 
   Amx(const Problem& problem, int64_t panels)
@@ -194,7 +194,7 @@ class Amx {
         panels_(panels),
         large_(zeros<BFloat16>(ROWS * depth_)),
         small_(zeros<BFloat16>(ROWS * depth_)),
-        rows_(zeros<BFloat16>(GROUP * ROWS * PANEL)),
+        rows_(zeros<BFloat16>(GROUP * PART * PANEL)),
         pairs_(zeros<BFloat16>(panels * ROWS * PANEL)),
         scaled_(zeros<BFloat16>(depth_ * ROWS)),
         user_sums_(zeros<float>(ROWS * depth_)),
@@ -209,7 +209,7 @@ class Amx {
 
   void load_users(const Problem& problem, const Block<ROWS>& block) {
     const float factor = problem.scale * LOG2_E;
-    for (int64_t r = 0; r < ROWS; r++)
+    for (int64_t r = 0; r < round_up(block.count, 32); r++)
       for (int64_t d = 0; d < width_; d++) {
         const float value = r < block.count ? problem.user[(block.first + r) * width_ + d] * factor : 0.0f;
         split(value, large_[r * depth_ + d], small_[r * depth_ + d]);
@@ -220,16 +220,18 @@ class Amx {
   bool weigh(Block<ROWS>& block, const Items& items, bool with_users) {
     bool above = false;
     std::memset(user_sums_.get(), 0, ROWS * depth_ * sizeof(float));
-    for (int64_t group = 0; group < items.panels; group += GROUP) {
-      const int64_t number = std::min(GROUP, items.panels - group);
-      for (int64_t p = group; p < group + number; p++) above |= weigh_panel(block, items, p, p - group, with_users ? p : 0);
-      if (!with_users || above) continue;
-      const BFloat16* vectors = items.rows.get() + group * PANEL * depth_;
-      for (int64_t d = 0; d < depth_; d += 32)
-        for (int64_t r = 0; r < ROWS; r += 32)
-          add_product(rows_.get() + r * PANEL, PANEL, ROWS * PANEL, vectors + 2 * d, depth_, PANEL * depth_, number, PANEL,
-                      user_sums_.get() + r * depth_ + d, depth_);
-    }
+    const int64_t rows = round_up(block.count, 32);
+    for (int64_t group = 0; group < items.panels; group += GROUP)
+      for (int64_t first = 0; first < rows; first += PART) {
+        const int64_t number = std::min(GROUP, items.panels - group), last = std::min(first + PART, rows);
+        for (int64_t p = group; p < group + number; p++) above |= weigh_panel(block, items, p, p - group, with_users ? p : 0, first, last);
+        if (!with_users || above) continue;
+        const BFloat16* vectors = items.rows.get() + group * PANEL * depth_;
+        for (int64_t d = 0; d < depth_; d += 32)
+          for (int64_t r = first; r < last; r += 32)
+            add_product(rows_.get() + (r - first) * PANEL, PANEL, PART * PANEL, vectors + 2 * d, depth_, PANEL * depth_, number, PANEL,
+                        user_sums_.get() + r * depth_ + d, depth_);
+      }
     return above;
   }
 
@@ -240,28 +242,31 @@ class Amx {
     for (int64_t d = 0; d < width_; d++) scaled_[d * ROWS + r] = rounded(user[d] * factor);
   }
 
-  void add_items(const Block<ROWS>&, const Items& items) {
+  void add_items(const Block<ROWS>& block, const Items& items) {
+    const int64_t rows = round_up(block.count, 32);
     for (int64_t p = 0; p < items.panels; p++)
       for (int64_t d = 0; d < depth_; d += 32)
         for (int64_t c = 0; c < PANEL; c += 32)
-          add_product(scaled_.get() + d * ROWS, ROWS, 0, pairs_.get() + p * ROWS * PANEL + 2 * c, PANEL, 0, 1, ROWS,
+          add_product(scaled_.get() + d * ROWS, ROWS, 0, pairs_.get() + p * ROWS * PANEL + 2 * c, PANEL, 0, 1, rows,
                       item_sums.get() + p * PANEL * depth_ + d * PANEL + c, PANEL);
   }
 
   Buffer<float> item_sums;  // (panels, depth, 64), columns in the order of column_at
 
  private:
-  static constexpr int64_t GROUP = 4;  // panels whose weights are multiplied at once: tiles of sums are loaded less often
+  // Panels and rows that are computed in turns: the items of a group of panels stay in the second-level cache for all parts of a
+  // block. The weights of a group are multiplied at once, so that tiles of sums are loaded less often.
+  static constexpr int64_t GROUP = 4, PART = 128;
 
-  bool weigh_panel(Block<ROWS>& block, const Items& items, int64_t p, int64_t row_panel, int64_t pair_panel) {
+  bool weigh_panel(Block<ROWS>& block, const Items& items, int64_t p, int64_t row_panel, int64_t pair_panel, int64_t first, int64_t last) {
     bool above = false;
     const bool masked = block.has_hits || p == items.panels - 1;
     const uint64_t* kept = block.kept.get() + p * ROWS;
-    for (int64_t r = 0; r < ROWS; r += 32)
+    for (int64_t r = first; r < last; r += 32)
       for (int64_t c = 0; c < PANEL; c += 32) {
         const int64_t columns = p * PANEL * depth_ + 2 * c;
         score(large_.get() + r * depth_, small_.get() + r * depth_, depth_, items.large.get() + columns, items.small.get() + columns, scores_.get());
-        BFloat16* rows = rows_.get() + (row_panel * ROWS + r) * PANEL + c;
+        BFloat16* rows = rows_.get() + (row_panel * PART + r - first) * PANEL + c;
         BFloat16* pairs = pairs_.get() + (pair_panel * ROWS + r) * PANEL + 2 * c;
         const float* shift = items.shift.get() + p * PANEL + c;
         above |= masked ? weigh_tile<true>(block, shift, kept, r, c, rows, pairs) : weigh_tile<false>(block, shift, kept, r, c, rows, pairs);
@@ -290,7 +295,7 @@ class Amx {
 
   int64_t width_, depth_, panels_;
   Buffer<BFloat16> large_, small_;  // (ROWS, depth), the two parts of the vectors of the targets, in units of log 2
-  Buffer<BFloat16> rows_;           // (GROUP, ROWS, 64), weights
+  Buffer<BFloat16> rows_;           // (GROUP, PART, 64), weights
   Buffer<BFloat16> pairs_;          // (panels, ROWS / 2, 64, 2), weights
   Buffer<BFloat16> scaled_;         // (depth, ROWS), the vectors of the targets, divided by the sums
   Buffer<float> user_sums_;         // (ROWS, depth)

@@ -73,7 +73,7 @@ inline bool exponentiate(float* scores, const float* shift, float reference, uin
 
 class Float32 {
  public:
-  static constexpr int64_t ROWS = 72, CHUNK = 8192;
+  static constexpr int64_t ROWS = 288, CHUNK = 8192;
   using Items = PackedItems;
 
   Float32(const Problem& problem, int64_t panels)
@@ -94,27 +94,16 @@ class Float32 {
   void load_users(const Problem& problem, const Block<ROWS>& block) {
     const float factor = problem.scale * LOG2_E;
     const float* user = problem.user + block.first * width_;
-    for (int64_t i = 0; i < ROWS * width_; i++) users_[i] = i < block.count * width_ ? user[i] * factor : 0.0f;
+    for (int64_t i = 0; i < round_up(block.count, STEP) * width_; i++) users_[i] = i < block.count * width_ ? user[i] * factor : 0.0f;
   }
 
   bool weigh(Block<ROWS>& block, const Items& items, bool with_users) {
     bool above = false;
     std::memset(user_sums_.get(), 0, ROWS * padded_ * sizeof(float));
-    for (int64_t p = 0; p < items.panels; p++) {
-      float* weights = weights_.get() + (with_users ? p : 0) * ROWS * PANEL;
-      const float* shift = items.shift.get() + p * PANEL;
-      const uint64_t* kept = block.kept.get() + p * ROWS;
-      const bool masked = block.has_hits || p == items.panels - 1;
-      for (int64_t r = 0; r < ROWS; r += STEP) {
-        score(users_.get() + r * width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
-        for (int64_t i = r; i < r + STEP; i++)
-          above |= masked ? exponentiate<true>(weights + i * PANEL, shift, block.reference[i], kept[i], block.sums[i], block.largest[i])
-                          : exponentiate<false>(weights + i * PANEL, shift, block.reference[i], 0, block.sums[i], block.largest[i]);
-      }
-      if (!with_users || above) continue;
-      for (int64_t r = 0; r < ROWS; r += STEP)
-        add_product<STEP>(weights + r * PANEL, PANEL, 1, items.rows.get() + p * PANEL * padded_, PANEL, padded_, user_sums_.get() + r * padded_);
-    }
+    for (int64_t group = 0; group < items.panels; group += GROUP)
+      for (int64_t first = 0; first < block.count; first += PART)
+        for (int64_t p = group; p < std::min(items.panels, group + GROUP); p++)
+          above |= weigh_panel(block, items, p, first, std::min(first + PART, round_up(block.count, STEP)), with_users);
     return above;
   }
 
@@ -126,18 +115,43 @@ class Float32 {
   }
 
   void add_items(const Block<ROWS>& block, const Items& items) {
-    for (int64_t p = 0; p < items.panels; p++) {
-      const float* weights = weights_.get() + p * ROWS * PANEL;
-      float* sums = item_sums.get() + p * PANEL * padded_;
-      int64_t c = 0;
-      for (; c + STEP <= PANEL; c += STEP) add_product<STEP>(weights + c, 1, PANEL, scaled_.get(), block.count, padded_, sums + c * padded_);
-      add_product<PANEL % STEP>(weights + c, 1, PANEL, scaled_.get(), block.count, padded_, sums + c * padded_);
-    }
+    for (int64_t group = 0; group < items.panels; group += GROUP)
+      for (int64_t first = 0; first < block.count; first += PART)
+        for (int64_t p = group; p < std::min(items.panels, group + GROUP); p++) {
+          const float* weights = weights_.get() + (p * ROWS + first) * PANEL;
+          const float* users = scaled_.get() + first * padded_;
+          float* sums = item_sums.get() + p * PANEL * padded_;
+          const int64_t depth = std::min(PART, block.count - first);
+          int64_t c = 0;
+          for (; c + STEP <= PANEL; c += STEP) add_product<STEP>(weights + c, 1, PANEL, users, depth, padded_, sums + c * padded_);
+          add_product<PANEL % STEP>(weights + c, 1, PANEL, users, depth, padded_, sums + c * padded_);
+        }
   }
 
   Buffer<float> item_sums;  // (panels * 64, padded)
 
  private:
+  // Panels and rows that are computed in turns: the items of a group of panels stay in the second-level cache for all parts of a
+  // block, and a part of a block in the first-level cache.
+  static constexpr int64_t GROUP = 8, PART = 72;
+
+  bool weigh_panel(Block<ROWS>& block, const Items& items, int64_t p, int64_t first, int64_t last, bool with_users) {
+    bool above = false;
+    float* weights = weights_.get() + (with_users ? p : 0) * ROWS * PANEL;
+    const float* shift = items.shift.get() + p * PANEL;
+    const uint64_t* kept = block.kept.get() + p * ROWS;
+    const bool masked = block.has_hits || p == items.panels - 1;
+    for (int64_t r = first; r < last; r += STEP) {
+      score(users_.get() + r * width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
+      for (int64_t i = r; i < r + STEP; i++)
+        above |= masked ? exponentiate<true>(weights + i * PANEL, shift, block.reference[i], kept[i], block.sums[i], block.largest[i])
+                        : exponentiate<false>(weights + i * PANEL, shift, block.reference[i], 0, block.sums[i], block.largest[i]);
+    }
+    for (int64_t r = first; with_users && !above && r < last; r += STEP)
+      add_product<STEP>(weights + r * PANEL, PANEL, 1, items.rows.get() + p * PANEL * padded_, PANEL, padded_, user_sums_.get() + r * padded_);
+    return above;
+  }
+
   int64_t width_, padded_, panels_;
   Buffer<float> weights_;    // (panels, ROWS, 64)
   Buffer<float> users_;      // (ROWS, D), in units of log 2
