@@ -51,7 +51,7 @@ class AttentionKernel:
             joint_NS: the tensor of which queries, keys and values are the columns, in this order, if there is one. The gradient
                 is then that of this tensor.
         """
-        sizes = _Sizes(query_NHK.shape[1], *key_NGK.shape[1:], value_NGV.shape[2])
+        sizes = _Sizes(query_NHK.shape[1], key_NGK.shape[1], key_NGK.shape[2], value_NGV.shape[2])
         packed = (query_NHK, key_NGK, value_NGV) if joint_NS is None else (joint_NS,)
         attended: Tensor = _CausalAttention.apply(self, offsets.contiguous(), scale, sizes, *packed)
         return attended
@@ -90,7 +90,9 @@ class _Sizes:
             return tuple(part.flatten(1) for part in packed)
         query_width = self.num_heads * self.key_width
         key_width = self.num_key_heads * self.key_width
-        return packed[0].split((query_width, key_width, self.num_key_heads * self.value_width), dim=1)
+        value_width = self.num_key_heads * self.value_width
+        query, key, value = packed[0].split((query_width, key_width, value_width), dim=1)
+        return query, key, value
 
 
 class _CausalAttention(torch.autograd.Function):

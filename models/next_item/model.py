@@ -71,12 +71,12 @@ class NextItemModel(TableModel):
         rows: the looked-up vectors of batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        kernels = self.kernels
-        context = AttentionContext(batch.layout, batch.times, batch.request_times, kernel=kernels and kernels.attention)
+        attention = None if self.kernels is None else self.kernels.attention
+        context = AttentionContext(batch.layout, batch.times, batch.request_times, kernel=attention)
         user_ND, penalty = self._encode_in(context, rows, items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
-        candidates_UD = self._candidates(items_UD)
-        loss = loss_of(self.config.objective, user_TD, candidates_UD, batch, kernels and kernels.softmax)
+        softmax = None if self.kernels is None else self.kernels.softmax
+        loss = loss_of(self.config.objective, user_TD, self._candidates(items_UD), batch, softmax)
         return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:

@@ -49,7 +49,7 @@ def softmax_cross_entropy(
     kernels: compute what they can; the rest is computed by torch.
     """
     if kernels is not None and kernels.takes(user_TD, item_CD):
-        loss = _CompiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature, kernels)
+        loss: Tensor = _CompiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature, kernels)
     elif item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
         loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
     else:
