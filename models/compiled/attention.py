@@ -102,7 +102,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, kernel: AttentionKernel, offsets: Tensor, scale: float, sizes: _Sizes, *packed: Tensor
     ) -> Tensor:
-        # Rows may lie apart, but not the numbers of a row.
+        # Rows need not follow one another, but the numbers of a row do.
         packed = tuple(part if part.stride(-1) == 1 and part.dim() == 2 else part.contiguous() for part in packed)
         num_events = packed[0].shape[0]
         output = packed[0].new_empty((num_events, sizes.num_heads, sizes.value_width), dtype=torch.float32)

@@ -142,5 +142,5 @@ class _Problem(ctypes.Structure):
 
 @functools.cache
 def _load(library: Path) -> ctypes.CDLL:
-    """Load a library, once per process. Its thread pool is that of torch, whose OpenMP is loaded for all libraries."""
+    """Load a library, once per process. It shares the thread pool of torch, because torch loads OpenMP for all libraries."""
     return ctypes.CDLL(str(library))

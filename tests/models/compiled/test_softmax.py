@@ -17,7 +17,7 @@ from tests.models.compiled.compiler import kernels_or_skip
 
 # Targets, candidates, width: less than a block, a panel and a register; just as much; one more; several chunks of candidates.
 SIZES = ((1, 1, 1), (5, 3, 7), (72, 64, 16), (128, 128, 64), (73, 65, 17), (300, 1000, 52), (40, 20_000, 33))
-FLOAT32, BFLOAT16 = 1e-6, 5e-3  # relative errors: of rounding, and of gradients whose factors are rounded once
+FLOAT32, BFLOAT16 = 1e-6, 5e-3  # relative errors: of rounding, and of gradients with factors that are rounded once
 
 
 @pytest.fixture
