@@ -107,23 +107,28 @@ class Worker {
 
   // Copies keys or values by rows of `padded` numbers, and by panels of columns. Zeros follow the last event.
   void pack(const void* from, int64_t row_size, int64_t head, int64_t width, int64_t padded, float* columns, float* rows) {
-    for (int64_t c = 0; c < round_up(length_, PANEL); c++) {
+    const int64_t end = round_up(length_, PANEL);
+    for (int64_t c = 0; c < length_; c++) {
       const Number* vector = at(from, first_ + c, row_size, head, width);
-      for (int64_t d = 0; d < width; d++) {
-        const float value = c < length_ ? read(vector + d) : 0.0f;
-        rows[c * padded + d] = value;
-        if (columns != nullptr) columns[(c / PANEL * width + d) * PANEL + c % PANEL] = value;
-      }
+      for (int64_t d = 0; d < width; d++) rows[c * padded + d] = read(vector + d);
     }
+    std::memset(rows + length_ * padded, 0, (end - length_) * padded * sizeof(float));
+    if (columns == nullptr) return;
+    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(padded)));
+    for (int64_t c = 0; c < end; c += 16)
+      for (int64_t d = 0; d < width; d++)
+        _mm512_store_ps(columns + (c / PANEL * width + d) * PANEL + c % PANEL, _mm512_i32gather_ps(places, rows + c * padded + d, 4));
   }
 
   // Copies vectors of the block, times a factor; zeros follow the last event.
   template <class From>
   void load_block(const From* from, int64_t row_size, int64_t width, int64_t row, float factor, float* to, int64_t padded) {
-    for (int64_t r = 0; r < ROWS; r++) {
+    const int64_t real = std::min(ROWS, length_ - row);
+    for (int64_t r = 0; r < real; r++) {
       const From* vector = from + (first_ + row + r) * row_size;
-      for (int64_t d = 0; d < width; d++) to[r * padded + d] = row + r < length_ ? read(vector + d) * factor : 0.0f;
+      for (int64_t d = 0; d < width; d++) to[r * padded + d] = read(vector + d) * factor;
     }
+    std::memset(to + real * padded, 0, (ROWS - real) * padded * sizeof(float));
   }
 
   // The candidates of a panel that a query sees.
@@ -222,6 +227,7 @@ class Worker {
     if (real) {
       const int64_t event = first_ + row + r;
       const float* output = p_.output + (event * p_.num_heads + head) * p_.value_width;
+#pragma omp simd reduction(+ : inner)
       for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * gradients_[r * p_.value_width + d];
       log_total = p_.log_total[event * p_.num_heads + head];
     }
