@@ -1,11 +1,12 @@
 """Forms of the cross-entropy over a catalogue, compared with ours in torch: time, memory, and errors of value and gradients.
 
-`python -m benchmarks.softmax` measures them on one thread, writes docs/results/benchmark_softmax.json, and the table in
-docs/objectives.md. `--page` only writes the table.
+`python -m benchmarks.softmax` measures them by processor time of one thread, and writes docs/results/benchmark_softmax.json.
+benchmarks/kernels_page.py writes the table.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import Comparison, take_turns
-from benchmarks.pages import markdown, with_table
 from models.compiled.softmax import SoftmaxKernels, build_softmax_kernels
 from models.objectives.softmax import softmax_cross_entropy, softmax_cross_entropy_reference
 
-RESULTS, PAGE = Path("docs/results/benchmark_softmax.json"), Path("docs/objectives.md")
+RESULTS = Path("docs/results/benchmark_softmax.json")
 # Targets, candidates, width: a SASRec step on MovieLens-1M (128 histories, of 165 events on average), and a larger catalogue.
 SHAPES = ((21_120, 3_416, 52), (21_120, 3_416, 64), (6_400, 50_000, 64))
 NUM_CHECKED = 500  # targets of which the errors are measured, because the reference holds all logits in float64
@@ -51,7 +51,7 @@ def compare(turns: int, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> It
             for name, loss in losses.items():
                 work = _trained(loss, user, item, target, precision)
                 what = f"{name}: {num_targets:,} targets, {num_candidates:,} items, width {width}, {_name(precision)}"
-                figures = take_turns(what, "targets/s", num_targets, work, ours, OURS, turns)
+                figures = take_turns(what, "targets/s", num_targets, work, ours, OURS, turns, clock=time.process_time)
                 yield _row(figures, name, (num_targets, num_candidates, width), precision) | _errors(
                     loss, user[:NUM_CHECKED], item, target[:NUM_CHECKED], precision
                 )
@@ -94,47 +94,12 @@ def _errors(loss: Loss, user: Tensor, item: Tensor, target: Tensor, precision: t
     return dict(zip(("value_error", "user_error", "item_error"), errors, strict=True))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a table in Markdown."""
-    header = [
-        "targets x items x width",
-        "precision",
-        "form",
-        "targets/s",
-        "speed: median (spread)",
-        "peak memory",
-        "errors",
-    ]
-    lines = []
-    for row in rows:
-        speeds = sorted(row["ours"])
-        errors = " / ".join(f"{row[f'{part}_error']:.0e}" for part in ("value", "user", "item"))
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
-        lines.append(
-            [
-                " x ".join(f"{size:,}" for size in row["shape"]),
-                row["precision"],
-                row["form"],
-                f"{speeds[len(speeds) // 2]:,.0f}",
-                "1" if row["form"] == OURS else ratio,
-                f"{row['ours_peak_bytes'] / 1e6:,.0f} MB",
-                errors,
-            ]
-        )
-    return markdown(header, lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Forms of the cross-entropy over a catalogue, on one thread.")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each form")
-    parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
-    arguments = parser.parse_args()
-    if not arguments.page:
-        torch.set_num_threads(1)
-        rows = list(compare(arguments.turns))
-        RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "softmax", table(rows)), encoding="utf-8")
+    torch.set_num_threads(1)
+    rows = list(compare(parser.parse_args().turns))
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
