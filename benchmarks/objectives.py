@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.measure import Comparison, take_turns
 from models.objectives import chunked_scores
@@ -35,6 +36,9 @@ def _full(threads: str, turns: int) -> Iterator[Comparison]:
     ours = _trained(lambda u, i: softmax_cross_entropy(u, i, target, 1.0), user, item)
     plain = _trained(lambda u, i: softmax_cross_entropy_reference(u, i, target, 1.0), user, item)
     yield take_turns(f"full softmax: {name}", "targets/s", NUM_TARGETS, ours, plain, "all logits, autograd", turns)
+    options = nn.LinearCrossEntropyOptions()
+    other = _trained(lambda u, i: F.linear_cross_entropy(u, i, target, reduction="sum", options=options), user, item)
+    yield take_turns(f"full softmax: {name}", "targets/s", NUM_TARGETS, ours, other, "F.linear_cross_entropy", turns)
 
 
 def _sampled(threads: str, turns: int) -> Iterator[Comparison]:

@@ -1,10 +1,12 @@
-"""Share of the machine's matrix-product peak that a training step reaches, on one thread.
+"""Share of the machine's matrix-product peak that a training step reaches, by processor time of one thread.
 
 A step is forward and backward of a SASRec over ready batches, without tables and optimizers. Its FLOPs are those of matrix
 products (models.costs), so a share of 1 would mean that everything else is free and that no product is smaller than the machine
 likes.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 
 from benchmarks.measure import Comparison, take_turns
 from models.batches.history_batch import HistoryBatch, build_batch
+from models.compiled.build import KernelBuildError
+from models.compiled.kernels import CompiledKernels, build_kernels
 from models.config import NextItemConfig
 from models.costs import Histories, Workload, costs_of
 from models.features.catalogue import Catalogue
@@ -28,32 +32,44 @@ OBJECTIVES: dict[str, dict[str, object]] = {
 
 
 def compare(turns: int) -> Iterator[Comparison]:
-    """Measure widths, objectives and precisions. The unit is GFLOP/s of matrix products."""
+    """Measure widths, objectives and precisions, without and with compiled kernels. The unit is GFLOP/s of matrix products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for width in (64, 256):
-        for name, objective in OBJECTIVES.items():
-            for dtype in (torch.float32, torch.bfloat16):
-                step, flops = _step(width, objective, dtype)
-                precision = str(dtype).removeprefix("torch.")
-                yield take_turns(
-                    f"SASRec step, width {width}, {name}, {precision}",
-                    "GFLOP/s",
-                    flops / 1e9,
-                    step,
-                    _product(dtype),
-                    f"product of {PRODUCT} x {PRODUCT}, {precision}",
-                    turns,
-                    2.0 * PRODUCT**3 / 1e9,
-                )
+    for width, (name, objective), kernels in itertools.product((64, 256), OBJECTIVES.items(), (None, *_kernels())):
+        for dtype in (torch.float32, torch.bfloat16):
+            step, flops = _step(width, objective, dtype, kernels)
+            precision = str(dtype).removeprefix("torch.")
+            yield take_turns(
+                f"SASRec step, width {width}, {name}, {precision}{', compiled' if kernels else ''}",
+                "GFLOP/s",
+                flops / 1e9,
+                step,
+                _product(dtype),
+                f"product of {PRODUCT} x {PRODUCT}, {precision}",
+                turns,
+                2.0 * PRODUCT**3 / 1e9,
+                time.process_time,
+            )
     torch.set_num_threads(threads)
 
 
-def _step(width: int, objective: dict[str, object], dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+def _kernels() -> list[CompiledKernels]:
+    """Return the compiled kernels, if this machine can have them."""
+    try:
+        return [build_kernels()]
+    except KernelBuildError as error:
+        print(f"without compiled kernels: {error}")
+        return []
+
+
+def _step(
+    width: int, objective: dict[str, object], dtype: torch.dtype, kernels: CompiledKernels | None
+) -> tuple[Callable[[], object], float]:
     """Return forward and backward of a batch, and the FLOPs of its matrix products."""
     config = NextItemConfig.model_validate({"max_history": MAX_HISTORY, "objective": objective})
     batch, lengths = _batch("num_negatives" not in objective)
     model = NextItemModel(config, [TableSpec("item", NUM_ITEMS + 1, width)], torch.device("cpu"))
+    model.kernels = kernels
     model.initialize(torch.Generator().manual_seed(1))
     initialize_tables(model, 1, {"item": 0.02})
     rows = {"item": model.look_up(batch.items)["item"].detach().requires_grad_()}

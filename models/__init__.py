@@ -5,6 +5,7 @@ Nothing here knows about ranks, files or Ray. Importing this package imports no 
 Packages:
     attention   attention over jagged histories and its reference
     batches     jagged batches
+    compiled    kernels in C++, compiled on the machine that trains
     encoders    encoders and their presets
     features    item, event, user and time features
     layers      shared layers

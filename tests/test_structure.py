@@ -177,6 +177,7 @@ def test_the_wheel_ships_exactly_these_packages(monkeypatch: pytest.MonkeyPatch)
         if any(fnmatch(path.name, pattern) for pattern in patterns)
     }
     assert "trainer/evaluation/next_item/report.html.j2" in shipped
+    assert "models/compiled/softmax.h" in shipped
     present = {
         str(path.relative_to(ROOT))
         for package in PACKAGES

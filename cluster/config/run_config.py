@@ -159,9 +159,13 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _check_devices(self) -> "Config":
-        """Reject tables and codecs that the workers' devices do not support."""
+        """Reject tables, codecs and kernels that the workers' devices do not support."""
         evaluation = self.cluster.of_evaluation
         for device in {self.cluster.device, self.cluster.device if evaluation is None else evaluation.device}:
+            if self.train.compiled_kernels and device == "cuda":
+                raise ValueError(
+                    "train.compiled_kernels = true is for CPUs, and workers have GPUs (cluster.gpus_per_worker); leave it out"
+                )
             if (reason := codec_reason(self.communication, device)) is not None:
                 raise ValueError(reason)
             for name, table in self.tables.items():

@@ -115,6 +115,11 @@ def _among_events(
     parts: AttentionTerms,
     joint_NS: Tensor | None = None,
 ) -> Attended:
+    kernel = context.kernel
+    if kernel is not None and kernel.takes(query_NHK) and parts.is_plain and context.window(parts.config) is None:
+        offsets = context.layout.offsets - context.layout.offsets[0]
+        exact = kernel.attend(query_NHK, key_NGK, value_NGV, offsets, parts.scale, joint_NS)
+        return Attended(exact[:, None].to(query_NHK.dtype))
     capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
     match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
         case "flash":

@@ -20,6 +20,7 @@ from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
 from models.attention.rotary import turns_of
 from models.batches.jagged import Bucket, JaggedLayout, real_places
+from models.compiled.attention import AttentionKernel
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class AttentionContext:
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    # the compiled kernel of plain causal attention, if it is to be used
+    kernel: AttentionKernel | None = None
     masks: dict[Any, Any] = field(default_factory=dict)  # cache of the GPU paths, shared by layers
 
     def narrowed_to_candidates(self) -> "AttentionContext":

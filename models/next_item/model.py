@@ -15,6 +15,7 @@ from models.attention.blocks import AttentionContext
 from models.attention.continued import ContinuedContext, PastEvents
 from models.batches.history_batch import HistoryBatch
 from models.batches.micro_batches import parts_of
+from models.compiled.kernels import CompiledKernels
 from models.config import NextItemConfig
 from models.encoders.encoder import Encoder
 from models.features.composer import ItemComposer
@@ -54,6 +55,7 @@ class NextItemModel(TableModel):
         self.items = ItemComposer(self.width, item_features)
         self.inputs = EventInputs(self.width, inputs)
         self.mask = MaskVector(self.width) if config.masks_items else None
+        self.kernels: CompiledKernels | None = None  # of the loss; without them torch computes it
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order. Tables are initialised by key, after they are sharded."""
@@ -69,10 +71,12 @@ class NextItemModel(TableModel):
         rows: the looked-up vectors of batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        user_ND, penalty = self._encode(rows, items_UD, batch)
+        attention = None if self.kernels is None else self.kernels.attention
+        context = AttentionContext(batch.layout, batch.times, batch.request_times, kernel=attention)
+        user_ND, penalty = self._encode_in(context, rows, items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
-        candidates_UD = self._candidates(items_UD)
-        loss = loss_of(self.config.objective, user_TD, candidates_UD, batch)
+        softmax = None if self.kernels is None else self.kernels.softmax
+        loss = loss_of(self.config.objective, user_TD, self._candidates(items_UD), batch, softmax)
         return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:

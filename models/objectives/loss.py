@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.batches.catalogue_share import CatalogueShare
 from models.batches.history_batch import FIRST_ITEM, HistoryBatch
+from models.compiled.softmax import SoftmaxKernels
 from models.objectives.config import (
     BceConfig,
     FullSoftmaxConfig,
@@ -27,7 +28,13 @@ from models.objectives.shared_softmax import shared_softmax_cross_entropy
 from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 
 
-def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
+def loss_of(
+    objective: ObjectiveConfig,
+    user_TD: Tensor,
+    items_UD: Tensor,
+    batch: HistoryBatch,
+    kernels: SoftmaxKernels | None = None,
+) -> Tensor:
     """Return the sum of the loss over the targets of the batch, a scalar.
 
     The sum and all scores are in float32 at least. Under autocast GPUs round the factors of scores, and all devices round the
@@ -38,6 +45,7 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
         user_TD: the encoded history of each target.
         items_UD: the vectors of the items of the batch.
         batch: the targets and negatives.
+        kernels: the compiled kernels, if they are to be used.
     """
     exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
     user_TD, items_UD = (scale_vectors(vectors.to(exact), objective.normalize) for vectors in (user_TD, items_UD))
@@ -48,9 +56,9 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
             candidates_CD = items_UD[FIRST_ITEM : batch.num_candidates]
             target_T = batch.target_ids - FIRST_ITEM
             smoothing = objective.label_smoothing
-            return softmax_cross_entropy(user_TD, candidates_CD, target_T, objective.temperature, smoothing)
+            return softmax_cross_entropy(user_TD, candidates_CD, target_T, objective.temperature, smoothing, kernels)
         case SampledSoftmaxConfig():
-            return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch))
+            return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch), kernels)
         case BceConfig():
             weights = 1.0, objective.negatives_per_target / objective.num_negatives
             return _binary(objective, _sample(objective, user_TD, items_UD, batch), weights, batch)

@@ -12,8 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.compiled.softmax import Hits, SoftmaxKernels
 from models.objectives.chunked_scores import exponentials, sum_over_scores
 
 
@@ -44,7 +46,7 @@ class SampledTargets:
         if scores_RC.device.type != "cpu":
             return scores_RC.masked_fill_(self.target_ids[rows, None] == self.negative_ids, float("-inf"))
         # Hits are few, and comparing all pairs would cost as much as a matrix product, so they are searched among sorted negatives.
-        order_C, first_T, count_T = self._hits
+        order_C, first_T, count_T = self.hits
         count_R = count_T[rows]
         row = torch.arange(count_R.numel()).repeat_interleave(count_R)
         place = torch.arange(row.numel()) + (first_T[rows] - (count_R.cumsum(0) - count_R))[row]
@@ -52,7 +54,7 @@ class SampledTargets:
         return scores_RC
 
     @cached_property
-    def _hits(self) -> tuple[Tensor, Tensor, Tensor]:
+    def hits(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the negatives that are targets.
 
         The result is (order of the negatives by id, first place in it of each target's hits, number of hits of each target).
@@ -78,10 +80,12 @@ def sampled_softmax_reference(sample: SampledTargets) -> Tensor:
     return (torch.logsumexp(torch.cat((own_T[:, None], scores_TC), dim=1), dim=1) - own_T).sum()
 
 
-def sampled_softmax_cross_entropy(sample: SampledTargets) -> Tensor:
+def sampled_softmax_cross_entropy(sample: SampledTargets, kernels: SoftmaxKernels | None = None) -> Tensor:
     """Return the loss of `sampled_softmax_reference`, equal in value and gradient.
 
     Memory is O(chunk_elements + T D + C D). It costs 6 T C D operations.
+
+    kernels: compute what they can; the rest is computed by torch.
     """
     own_T = sample.own_scores
     if not sample.num_negatives:
@@ -89,6 +93,9 @@ def sampled_softmax_cross_entropy(sample: SampledTargets) -> Tensor:
     shift_C = None
     if sample.negative_log_q is not None:
         shift_C = sample.negative_log_q + math.log(sample.num_negatives)
+    if kernels is not None and kernels.takes(sample.users, sample.negatives):
+        log_total: Tensor = _CompiledLogTotal.apply(sample.users, sample.negatives, own_T, shift_C, sample, kernels)
+        return log_total - own_T.sum()
     own_values_T = own_T.detach()
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -104,6 +111,32 @@ def sampled_softmax_cross_entropy(sample: SampledTargets) -> Tensor:
         return (total_R.log() + largest_R - own_R).sum(), own_weight_R / total_R - 1.0
 
     return sum_over_scores(sample.users, sample.negatives, own_T, row_loss, sample.temperature)
+
+
+class _CompiledLogTotal(torch.autograd.Function):
+    """The sum over targets of log(exp(own score) + sum of exp(score)), by the compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        user_TD: Tensor,
+        negative_CD: Tensor,
+        own_T: Tensor,
+        shift_C: Tensor | None,
+        sample: SampledTargets,
+        kernels: SoftmaxKernels,
+    ) -> Tensor:
+        own_T = own_T.contiguous()
+        terms = kernels.terms(user_TD, negative_CD, own_T, sample.temperature, shift_C=shift_C, hits=Hits(*sample.hits))
+        own_gradient = (own_T - terms.log_total).exp_()
+        ctx.save_for_backward(terms.user_gradient, terms.item_gradient, own_gradient)
+        return terms.log_total.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (gradient * grad_outputs[0] for gradient in ctx.saved_tensors)  # type: ignore[attr-defined]
+        return *gradients, None, None, None
 
 
 def binary_cross_entropy_reference(

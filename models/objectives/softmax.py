@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.compiled.softmax import SoftmaxKernels
 from models.objectives.chunked_scores import chunk_elements, exponentials, sum_over_scores
 from models.objectives.products import add_product, score_product
 
@@ -33,14 +34,23 @@ def softmax_cross_entropy_reference(
 
 
 def softmax_cross_entropy(
-    user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
+    user_TD: Tensor,
+    item_CD: Tensor,
+    target_T: Tensor,
+    temperature: float,
+    label_smoothing: float = 0.0,
+    kernels: SoftmaxKernels | None = None,
 ) -> Tensor:
     """Return the loss of `softmax_cross_entropy_reference`, equal in value and gradient.
 
     Memory is O(chunk_elements + T D + C D) instead of O(T C). Up to chunk_elements / MIN_ROWS candidates it costs 6 T C D
     operations: three matrix products. Beyond that even a row of logits is long, so the tiles are computed twice, for 8 T C D.
+
+    kernels: compute what they can; the rest is computed by torch.
     """
-    if item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
+    if kernels is not None and kernels.takes(user_TD, item_CD):
+        loss: Tensor = _CompiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature, kernels)
+    elif item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
         loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
     else:
         loss = _TiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
@@ -98,6 +108,30 @@ class _TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], None, None
+
+
+class _CompiledCrossEntropy(torch.autograd.Function):
+    """Softmax cross-entropy by the compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        user_TD: Tensor,
+        item_CD: Tensor,
+        target_T: Tensor,
+        temperature: float,
+        kernels: SoftmaxKernels,
+    ) -> Tensor:
+        own_T = user_TD.new_empty(user_TD.shape[0])
+        terms = kernels.terms(user_TD, item_CD, own_T, temperature, target_T)
+        ctx.save_for_backward(terms.user_gradient, terms.item_gradient)
+        return terms.log_total.sub_(own_T).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
+        return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], None, None, None
 
 
 def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:

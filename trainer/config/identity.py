@@ -52,6 +52,7 @@ FREE_TO_CHANGE = (
 LATER = {
     "train.streams": 64,
     "train.catalogue_workers": 1,
+    "train.compiled_kernels": False,
     "model.encoder.heads_by_block": None,
     "model.encoder.attention.temperature_factor": 1.0,
     "model.interest.attention.temperature_factor": 1.0,

@@ -132,6 +132,12 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="precision of encoder and objective in training. bfloat16 applies to matrix products and attention "
         "(autocast). Weights, optimizer states, tables, sums of losses and evaluation stay in float32",
     )
+    compiled_kernels: bool = Field(
+        False,
+        description="compute full_softmax, sampled_softmax and causal softmax attention on CPUs by kernels in C++, which each "
+        "machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses "
+        "AMX if all machines have it. Results differ from those without it by rounding",
+    )
     ema_decay: float | None = Field(
         None,
         gt=0.0,

@@ -3,6 +3,7 @@
 Files:
     build.py              job to sharded model, optimizers, stream and step
     checkpoints.py        saving and resuming of a training
+    compiled_kernels.py   compiled kernels of the model, the same on all ranks
     days.py               timetable of daily training
     early_stopping.py     the best evaluation so far, and when to stop after it
     epochs.py             timetable of training by epochs

@@ -18,6 +18,7 @@ from trainer.data.stream.shares import Step
 from trainer.fault_points import reach
 from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
+from trainer.loop.compiled_kernels import kernels_of_ranks
 from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.evaluations import Evaluations
 from trainer.loop.loss_spikes import LossSpikes
@@ -56,6 +57,9 @@ class Training:
         self.ema = build_ema(job, self.built)
         self.timetable = timetable
         self.messages.lap("model and tables")
+        if job.config.train.compiled_kernels:
+            self.built.model.kernels = kernels_of_ranks(world)
+            self.messages.lap("compiled kernels")
         self.checkpoints = Checkpoints(
             job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.ema
         )

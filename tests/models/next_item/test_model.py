@@ -79,11 +79,11 @@ def losses_of(monkeypatch):
     """Return the loss of every target on its own: the objectives replaced by plain ones that do not sum."""
     kept: list[Tensor] = []
 
-    def full(user_ND, item_CD, target_N, temperature, label_smoothing):
+    def full(user_ND, item_CD, target_N, temperature, label_smoothing, kernels):
         kept.append(F.cross_entropy(user_ND @ item_CD.T / temperature, target_N, reduction="none"))
         return kept[-1].sum()
 
-    def sampled(sample):
+    def sampled(sample, kernels):
         hit_NC = sample.target_ids[:, None] == sample.negative_ids
         positive_N = (sample.users * sample.positives).sum(dim=1, keepdim=True)
         negative_NC = (sample.users @ sample.negatives.T).masked_fill(hit_NC, float("-inf"))

@@ -25,6 +25,7 @@ from tests.settings.observations.training import (
     first_day,
     first_move,
     items_of_two_workers,
+    kernels_asked,
     kinds_logged,
     largest_batch,
     largest_piece,
@@ -111,6 +112,8 @@ OPTIMIZER = (
         },
     ),
     Entry("train.precision", "bfloat16", losses),
+    Entry("train.compiled_kernels", True, kernels_asked, True, base={"model.objective": {"kind": "full_softmax"}}),
+    Entry("train.compiled_kernels", True, kernels_asked, True, base={"model.objective": {"kind": "sampled_softmax"}}),
     Entry("train.ema_decay", 0.15, weights_evaluated, formula=averaged_by_hand(0.15)),
 )
 

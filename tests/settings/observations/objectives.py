@@ -58,7 +58,7 @@ def asked(lab: Lab, config: Config, normalize: bool = False) -> Asked:
     """Return the vectors that the model hands to its objective."""
     model, handed = model_of(lab, config), []
 
-    def record(objective: Any, users: Tensor, items: Tensor, batch: Any) -> Tensor:
+    def record(objective: Any, users: Tensor, items: Tensor, batch: Any, kernels: Any) -> Tensor:
         handed.append(Asked(users.detach(), items.detach(), batch))
         return users.sum() * 0.0
 

@@ -105,6 +105,19 @@ def losses(lab: Lab, config: Config) -> list[float]:
     return [result.loss for result in lab.see(trained, config).results]
 
 
+def kernels_asked(lab: Lab, config: Config) -> bool:
+    """Return whether the first step offers vectors to the compiled kernels of both kinds. No compiler is needed."""
+    offers: list[str] = []
+    softmax, attention = (
+        SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind)))
+        for kind in ("softmax", "attention")
+    )
+    kernels = SimpleNamespace(softmax=softmax, attention=attention)
+    with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels):
+        training_of(lab, lab.job(config), [], stop_after=1).run()
+    return {*offers} == {"softmax", "attention"}
+
+
 def validated_at(lab: Lab, config: Config) -> list[int]:
     """Return the steps after which the validation split was evaluated."""
     return [line["step"] for line in lab.see(trained, config).lines if line["kind"] == "validation"]

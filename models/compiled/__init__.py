@@ -1,0 +1,15 @@
+"""Kernels in C++ that are compiled on the machine that trains. They are optional: everything has a path in torch.
+
+Importing this package imports no torch.
+
+Files:
+    attention.cpp         causal softmax attention of packed histories, forward and backward
+    attention.py          its autograd function
+    build.py              compilation of the sources, once per machine and version
+    kernels.py            all kernels of a model
+    softmax.h             softmax over candidates that all targets share, with both gradients
+    softmax.py            its terms as tensors
+    softmax_bfloat16.cpp  its products in bfloat16, by AMX
+    softmax_float32.cpp   its products in float32
+    tiles.h               products of small matrices, exponentials, memory
+"""

@@ -1,0 +1,146 @@
+"""The compiled softmax over candidates that all targets share: sums of exponentials and both gradients.
+
+Shapes: T targets, C candidates, D model width.
+"""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.compiled.build import AVX512, build_library, processor_features
+
+# By Linux's names. The compiler writes a hyphen for the underscore of AMX, and none in AVX-512's.
+AMX = ("avx512_bf16", "amx_tile", "amx_bf16")
+AMX_FLAGS = ("avx512bf16", "amx-tile", "amx-bf16")
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Candidates that are left out for single targets."""
+
+    order: Tensor
+    """Places of candidates, (C,) int64."""
+    first: Tensor
+    """Where a target's candidates begin in `order`, (T,) int64."""
+    count: Tensor
+    """The number of a target's candidates, (T,) int64."""
+
+
+@dataclass(frozen=True)
+class SoftmaxTerms:
+    """The terms of a softmax, from which a loss and its gradient follow."""
+
+    log_total: Tensor
+    """The log of the sum of exponentials, (T,)."""
+    user_gradient: Tensor
+    """The gradient of its sum by the users, (T, D)."""
+    item_gradient: Tensor
+    """The gradient of its sum by the items, (C, D)."""
+
+
+@dataclass(frozen=True)
+class SoftmaxKernels:
+    """The compiled libraries. It holds paths only, so that models can be copied."""
+
+    float32: Path
+    """The library in float32."""
+    bfloat16: Path | None
+    """The library with products in bfloat16, or None if the processor has no AMX."""
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Return whether the kernels compute with these vectors: in float32, on a CPU, and at least one of each."""
+        return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() for t in tensors)
+
+    def terms(
+        self,
+        user_TD: Tensor,
+        item_CD: Tensor,
+        own_T: Tensor,
+        temperature: float,
+        target_T: Tensor | None = None,
+        shift_C: Tensor | None = None,
+        hits: Hits | None = None,
+    ) -> SoftmaxTerms:
+        """Return the terms of the softmax of the scores user . item / temperature - shift.
+
+        Results depend on the number of threads, as do those of torch. Under autocast to bfloat16 the products are those of
+        softmax_bfloat16.cpp, if the processor has AMX.
+
+        Args:
+            user_TD: vectors of the targets' histories, float32.
+            item_CD: vectors of the candidates, float32.
+            own_T: the targets' own scores, float32, one more candidate of each target. With `target_T` they are written here.
+            temperature: divides the scores of candidates.
+            target_T: the places of the targets among the candidates, int64. The gradients are then those of log_total - own.
+            shift_C: is subtracted from the scores of candidates.
+            hits: candidates that do not count.
+        """
+        user_TD, item_CD = user_TD.detach().contiguous(), item_CD.detach().contiguous()
+        target_T = None if target_T is None else target_T.contiguous()
+        shift_C = None if shift_C is None else shift_C.to(torch.float32).contiguous()
+        terms = SoftmaxTerms(torch.empty_like(own_T), torch.empty_like(user_TD), torch.empty_like(item_CD))
+        order, first, count = (None, None, None) if hits is None else (hits.order, hits.first, hits.count)
+        given = user_TD, item_CD, target_T, own_T, shift_C, order, first, count
+        results = terms.log_total, terms.user_gradient, terms.item_gradient
+        assert all(t is None or t.is_contiguous() for t in given)
+        problem = _Problem(
+            *(*user_TD.shape[:1], *item_CD.shape, torch.get_num_threads()),
+            *(None if t is None else t.data_ptr() for t in (*given, *results)),
+            *(target_T is None, 1.0 / temperature),
+        )
+        if self._function()(ctypes.byref(problem)):
+            raise MemoryError("the compiled softmax does not get its working memory")
+        return terms
+
+    def _function(self) -> "ctypes._NamedFuncPointer":
+        low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if low and self.bfloat16 is not None:
+            return _load(self.bfloat16).softmax_bfloat16
+        return _load(self.float32).softmax_float32
+
+
+def build_softmax_kernels() -> SoftmaxKernels:
+    """Compile the kernels that this machine can run.
+
+    Raises:
+        KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
+    """
+    float32 = build_library("softmax_float32.cpp", AVX512)
+    if not processor_features().issuperset(AMX):
+        return SoftmaxKernels(float32, None)
+    bfloat16 = build_library("softmax_bfloat16.cpp", (*AVX512, *AMX_FLAGS))
+    return SoftmaxKernels(float32, bfloat16 if _load(bfloat16).request_amx() == 0 else None)
+
+
+class _Problem(ctypes.Structure):
+    """The arguments of a kernel: Problem in softmax.h."""
+
+    _fields_ = (
+        ("num_targets", ctypes.c_int64),
+        ("num_candidates", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("user", ctypes.c_void_p),
+        ("item", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("own", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("hit_order", ctypes.c_void_p),
+        ("hit_first", ctypes.c_void_p),
+        ("hit_count", ctypes.c_void_p),
+        ("log_total", ctypes.c_void_p),
+        ("user_gradient", ctypes.c_void_p),
+        ("item_gradient", ctypes.c_void_p),
+        ("own_counts", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+    )
+
+
+@functools.cache
+def _load(library: Path) -> ctypes.CDLL:
+    """Load a library, once per process. It shares the thread pool of torch, because torch loads OpenMP for all libraries."""
+    return ctypes.CDLL(str(library))
