@@ -128,13 +128,13 @@ def measure(folder: Path, turns: int) -> Result:
         num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
     )
     generate(logs, folder / "logs")
-    first = _config(folder, "predicted", PREDICTED, BATCH, 1)
+    first = config_of(folder, "predicted", PREDICTED, BATCH, 1)
     with ray_session(first.cluster):
         prepare(first, lambda progress: None)
     runs = []
     for name, (model, batch, workers) in CALIBRATED.items():
-        config = _config(folder, name, _model(**model), batch, workers)
-        _train(config)
+        config = config_of(folder, name, _model(**model), batch, workers)
+        step_seconds(config)
         runs.append(str(config.run_dir))
     fitted = fit(runs)
     path = first.run_dir / "config.json"
@@ -151,7 +151,7 @@ def measure(folder: Path, turns: int) -> Result:
     measured: list[list[float]] = [[] for _ in cases]
     for _ in range(turns):
         for (_, point), seconds in zip(cases, measured, strict=True):
-            seconds.append(_train(_config(folder, "measured", PREDICTED, point.batch, point.workers, False)))
+            seconds.append(step_seconds(config_of(folder, "measured", PREDICTED, point.batch, point.workers, False)))
     steps = tuple(_step(scaling, point, seconds) for (scaling, point), seconds in zip(cases, measured, strict=True))
     machine = platform.processor() or platform.machine()
     return Result(machine, os.cpu_count() or 1, os.getloadavg(), predicted["weak"].constants.values(), steps)
@@ -168,7 +168,7 @@ def _model(encoder: dict[str, Any], dim: int) -> dict[str, Any]:
     }
 
 
-def _config(
+def config_of(
     folder: Path, name: str, model: dict[str, Any], batch: int, workers: int, measures_tables: bool = True
 ) -> Config:
     """Return the config of a run, and write it into a new run folder, where the simulation reads it."""
@@ -193,7 +193,7 @@ def _config(
     return config
 
 
-def _train(config: Config) -> float:
+def step_seconds(config: Config) -> float:
     """Train on rank processes, and return the median time of a step of the first rank after the warm-up."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.simulation"])  # each rank is a fork of one import

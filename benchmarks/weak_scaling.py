@@ -1,0 +1,128 @@
+"""Steps of one and of two workers with the same batch per worker: `python -m benchmarks.weak_scaling --json FILE`.
+
+Three sides take turns, each with workers of one thread: one worker alone; two trainings of one worker each, at the same time, that
+share nothing but the machine; two workers of one training with twice the batch. The second is what the machine allows: two cores
+share caches, memory and clock. `--page FILE` writes the table into a page.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pages import markdown, with_table
+from benchmarks.simulation import BATCH, MEAN_EVENTS, NUM_ITEMS, NUM_USERS, PREDICTED, config_of, step_seconds
+from cluster.data.prepare import prepare
+from cluster.ray_cluster.session import ray_session
+from trainer.data.synthetic.log import generate
+from trainer.data.synthetic.world import SyntheticConfig
+
+MARK = "weak scaling"
+MODELS: dict[str, dict[str, Any]] = {
+    "HSTU, 256 negatives": PREDICTED,
+    "SASRec, full softmax": {
+        "model": {
+            "max_history": 200,
+            "encoder": {"kind": "sasrec", "num_blocks": 2},
+            "objective": {"kind": "full_softmax"},
+        },
+        "tables": {"item": {"dim": 64, "sharding": "data_parallel"}},
+    },
+}
+
+
+def main() -> None:
+    """Measure, or write a table of stored figures into a page."""
+    parser = argparse.ArgumentParser(description="Weak scaling from one worker to two.")
+    parser.add_argument("--turns", type=int, default=5, help="measured turns of each side")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--page", type=Path, help="write the table of the figures in --json into this page; measures nothing"
+    )
+    arguments = parser.parse_args()
+    if arguments.page is not None:
+        results = json.loads(arguments.json.read_text(encoding="utf-8"))
+        page = with_table(arguments.page.read_text(encoding="utf-8"), MARK, table(results))
+        arguments.page.write_text(page, encoding="utf-8")
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-weak-") as folder:
+        results = measure(Path(folder), arguments.turns)
+    print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, turns: int) -> dict[str, Any]:
+    """Return the seconds of a step of each side in each turn, by model."""
+    logs = SyntheticConfig(
+        num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
+    )
+    generate(logs, folder / "logs")
+    first = config_of(folder, "first", PREDICTED, BATCH, 1)
+    with ray_session(first.cluster):
+        prepare(first, lambda progress: None)
+    models: dict[str, dict[str, list[float]]] = {}
+    for name, model in MODELS.items():
+        sides: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
+        for _ in range(turns):
+            sides["alone"].append(step_seconds(config_of(folder, "alone", model, BATCH, 1, False)))
+            sides["apart"].append(_apart(folder, model))
+            sides["together"].append(step_seconds(config_of(folder, "together", model, 2 * BATCH, 2, False)))
+        models[name] = sides
+    machine = platform.processor() or platform.machine()
+    return {
+        "machine": machine,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "batch": BATCH,
+        "models": models,
+    }
+
+
+def _apart(folder: Path, model: dict[str, Any]) -> float:
+    """Return the mean over two trainings at the same time of the seconds of a step."""
+    configs = [config_of(folder, f"apart-{number}", model, BATCH, 1, False) for number in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        return statistics.mean(threads.map(step_seconds, configs))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the step of each side, and how many times the speed of one worker two reach, and of what the machine allows."""
+    header = [
+        "model",
+        "one worker",
+        "two apart",
+        "two together",
+        "together, of twice one",
+        "apart, of twice one",
+        "together, of apart",
+    ]
+    rows = []
+    for name, sides in results["models"].items():
+        alone, apart, together = sides["alone"], sides["apart"], sides["together"]
+        rows.append(
+            [
+                name,
+                *(f"{1e3 * statistics.median(side):.1f} ms" for side in (alone, apart, together)),
+                _share(alone, together),
+                _share(alone, apart),
+                _share(apart, together),
+            ]
+        )
+    return markdown(header, rows)
+
+
+def _share(fewer: Sequence[float], more: Sequence[float]) -> str:
+    """Return the median and spread of the ratios of the turns."""
+    ratios = [a / b for a, b in zip(fewer, more, strict=True)]
+    return f"{statistics.median(ratios):.0%} ({min(ratios):.0%} - {max(ratios):.0%})"
+
+
+if __name__ == "__main__":
+    main()

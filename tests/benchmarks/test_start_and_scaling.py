@@ -1,0 +1,26 @@
+"""Tables of the start of a training and of weak scaling."""
+
+from benchmarks import start_up, weak_scaling
+
+
+def test_a_start_is_shown_by_cause_beside_ray_alone() -> None:
+    results = {
+        "shoal": [
+            {"command": 1.0, "ray": 4.0, "workers": 6.0, "model": 1.0},
+            {"command": 2.0, "ray": 4.0, "workers": 6.0, "model": 1.0},
+        ],
+        "ray": [{"command": 1.0, "ray": 4.0, "workers": 5.0}, {"command": 1.0, "ray": 4.0, "workers": 6.0}],
+        "torchrec": [1.5, 2.5],
+    }
+    lines = start_up.table(results).splitlines()
+    assert lines[2].endswith("| 1.5 (1.0 - 2.0) | 1.0 (1.0 - 1.0) |")
+    assert lines[5].endswith("| 1.0 (1.0 - 1.0) | - |")
+    assert lines[6].endswith("| 2.0 (1.5 - 2.5) | - |")
+    assert lines[7].endswith("| 12.5 (12.0 - 13.0) | 10.5 (10.0 - 11.0) |")
+    assert lines[8].endswith("| 2.0 (2.0 - 2.0) | - |")
+
+
+def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
+    sides = {"alone": [0.010, 0.010, 0.012], "apart": [0.0125, 0.0125, 0.015], "together": [0.0125, 0.020, 0.015]}
+    row = weak_scaling.table({"models": {"HSTU": sides}}).splitlines()[2]
+    assert row == "| HSTU | 10.0 ms | 12.5 ms | 15.0 ms | 80% (50% - 80%) | 80% (80% - 80%) | 100% (62% - 100%) |"
