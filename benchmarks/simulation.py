@@ -3,7 +3,7 @@
 `python -m benchmarks.simulation --json FILE` measures, and writes all figures with the constants. The constants are fitted to
 runs of another model on one and two workers (`shoal plan --simulate --calibrate`); the model that is predicted is not among them.
 With more workers than cores, workers share the cores. Measured is the time between the starts of successive steps of the real
-training loop: the median over the steps of each turn.
+training loop, the median over the steps. Each turn fits new constants, predicts and measures.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,7 @@ from cluster.config.run_config import Config, check_config, job_of
 from cluster.data.prepare import prepare
 from cluster.plan.calibration import fit
 from cluster.plan.simulation.config import SimulationConfig
-from cluster.plan.simulation.simulate import Point, Scaling, Simulation, read_base, simulate
+from cluster.plan.simulation.simulate import Scaling, read_base, simulate
 from cluster.ray_cluster.session import ray_session
 from sharding.world import current_world
 from trainer.config.job import SILENT
@@ -42,7 +42,7 @@ from trainer.data.synthetic.world import SyntheticConfig
 from trainer.loop.train import Training
 
 WORKERS = (1, 2, 4, 8)
-STEPS, WARM_UP = 30, 5
+STEPS, WARM_UP = 24, 4
 TIMEOUT = timedelta(minutes=5)
 NUM_USERS, NUM_ITEMS, MEAN_EVENTS = 4000, 3000, 30.0
 
@@ -66,19 +66,19 @@ BATCH = 32  # of one worker under weak scaling; of all under strong scaling
 
 @dataclass(frozen=True)
 class Step:
-    """The predicted and measured time of a step."""
+    """The predicted and measured time of a step, of each turn."""
 
     scaling: Scaling
     workers: int
     batch: int
-    predicted_seconds: float
-    predicted_parts: dict[str, float]
-    measured_seconds: tuple[float, ...]  # median of each turn
+    predicted_seconds: tuple[float, ...]
+    measured_seconds: tuple[float, ...]  # median over steps
 
     @property
-    def error(self) -> float:
-        """The predicted time over the measured one, less 1."""
-        return self.predicted_seconds / statistics.median(self.measured_seconds) - 1.0
+    def errors(self) -> tuple[float, ...]:
+        """The predicted time over the measured one, less 1, of each turn."""
+        pairs = zip(self.predicted_seconds, self.measured_seconds, strict=True)
+        return tuple(predicted / measured - 1.0 for predicted, measured in pairs)
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Result:
 
     machine: str
     cores: int
-    load_average: tuple[float, float, float]  # at the end: above twice the cores, other work was running
-    constants: dict[str, Any]
+    load_average: tuple[float, float, float]  # at the end; 8 workers are a load of 8, more is other work
+    constants: dict[str, list[float]]  # fitted ones, of each turn
     steps: tuple[Step, ...]
 
     def values(self) -> dict[str, Any]:
         """Return everything as plain values, with the errors."""
-        return {**asdict(self), "steps": [{**asdict(step), "error": step.error} for step in self.steps]}
+        return {**asdict(self), "steps": [{**asdict(step), "errors": step.errors} for step in self.steps]}
 
 
 def main() -> None:
@@ -105,11 +105,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         result = measure(Path(folder), arguments.turns)
     for step in result.steps:
+        errors = ", ".join(f"{error:+.0%}" for error in step.errors)
         measured = ", ".join(f"{1e3 * seconds:.1f}" for seconds in step.measured_seconds)
-        print(
-            f"{step.scaling}, {step.workers} workers: predicted {1e3 * step.predicted_seconds:.1f} ms, measured {measured} ms, "
-            f"error {step.error:+.0%}"
-        )
+        print(f"{step.scaling}, {step.workers} workers: measured {measured} ms, predicted with errors of {errors}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result.values(), indent=1) + "\n", encoding="utf-8")
 
@@ -118,8 +116,9 @@ def compare(folder: Path, turns: int) -> Iterator[Comparison]:
     """Yield measured steps per second of each case, compared with the prediction."""
     for step in measure(folder, turns).steps:
         measured = tuple(1.0 / seconds for seconds in step.measured_seconds)
+        predicted = tuple(1.0 / seconds for seconds in step.predicted_seconds)
         name = f"step, {step.scaling} scaling, {step.workers} worker{'s' if step.workers > 1 else ''}"
-        yield Comparison(name, "steps/s", measured, (1.0 / step.predicted_seconds,) * turns, "the prediction")
+        yield Comparison(name, "steps/s", measured, predicted, "the prediction")
 
 
 def measure(folder: Path, turns: int) -> Result:
@@ -131,34 +130,55 @@ def measure(folder: Path, turns: int) -> Result:
     first = config_of(folder, "predicted", PREDICTED, BATCH, 1)
     with ray_session(first.cluster):
         prepare(first, lambda progress: None)
+    each = [_turn(folder, first) for _ in range(turns)]
+    steps = tuple(
+        Step(case[0].scaling, case[0].workers, case[0].batch, *_transposed(case))
+        for case in zip(*(turn.steps for turn in each), strict=True)
+    )
+    constants = {name: [turn.constants[name] for turn in each] for name in each[0].constants}
+    machine = platform.processor() or platform.machine()
+    return Result(machine, os.cpu_count() or 1, os.getloadavg(), constants, steps)
+
+
+@dataclass(frozen=True)
+class _Case:
+    scaling: Scaling
+    workers: int
+    batch: int
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class _Turn:
+    constants: dict[str, float]
+    steps: list[_Case]
+
+
+def _transposed(cases: Sequence[_Case]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(case.predicted for case in cases), tuple(case.measured for case in cases)
+
+
+def _turn(folder: Path, first: Config) -> _Turn:
+    """Fit the constants, predict and measure: all within minutes, so that other work slows both sides down."""
     runs = []
     for name, (model, batch, workers) in CALIBRATED.items():
         config = config_of(folder, name, _model(**model), batch, workers)
         step_seconds(config)
         runs.append(str(config.run_dir))
     fitted = fit(runs)
-    path = first.run_dir / "config.json"
-    predicted: dict[Scaling, Simulation] = {}
+    path = str(first.run_dir / "config.json")
+    settings = [f"plan.devices_per_host={max(WORKERS)}"]
+    steps = []
     for scaling in ("weak", "strong"):
-        base = read_base(
-            str(path), [f"plan.devices_per_host={max(WORKERS)}"], {}, SimulationConfig(), scaling, runs, fitted
-        )
-        predicted[scaling] = simulate(base, WORKERS, fitted)
-    # On one worker both kinds of scaling have the same batch.
-    cases = [
-        (scaling, p) for scaling, one in predicted.items() for p in one.points if scaling == "weak" or p.workers > 1
-    ]
-    measured: list[list[float]] = [[] for _ in cases]
-    for _ in range(turns):
-        for (_, point), seconds in zip(cases, measured, strict=True):
-            seconds.append(step_seconds(config_of(folder, "measured", PREDICTED, point.batch, point.workers, False)))
-    steps = tuple(_step(scaling, point, seconds) for (scaling, point), seconds in zip(cases, measured, strict=True))
-    machine = platform.processor() or platform.machine()
-    return Result(machine, os.cpu_count() or 1, os.getloadavg(), predicted["weak"].constants.values(), steps)
-
-
-def _step(scaling: Scaling, point: Point, seconds: list[float]) -> Step:
-    return Step(scaling, point.workers, point.batch, point.step_seconds, asdict(point.parts), tuple(seconds))
+        base = read_base(path, settings, {}, SimulationConfig(), scaling, runs, fitted)
+        for point in simulate(base, WORKERS, fitted).points:
+            # On one worker both kinds of scaling have the same batch.
+            if scaling == "weak" or point.workers > 1:
+                measured = step_seconds(config_of(folder, "measured", PREDICTED, point.batch, point.workers, False))
+                steps.append(_Case(scaling, point.workers, point.batch, point.step_seconds, measured))
+    own = {name: one["value"] for name, one in base.constants.values().items() if one["source"].startswith("fitted")}
+    return _Turn(own, steps)
 
 
 def _model(encoder: dict[str, Any], dim: int) -> dict[str, Any]:

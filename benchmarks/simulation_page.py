@@ -24,24 +24,25 @@ def main() -> None:
 
 
 def compared(values: dict[str, Any]) -> str:
-    """Return predicted and measured times of a step."""
-    header = ["scaling", "workers", "batch", "predicted", "measured: median (spread)", "error"]
+    """Return measured times of a step, the errors of their prediction, and the load of the machine."""
+    header = ["scaling", "workers", "batch", "measured: median (spread)", "error of the prediction: median (spread)"]
     lines = []
     for step in values["steps"]:
         measured = step["measured_seconds"]
-        middle = statistics.median(measured)
-        spread = f"{seconds_text(min(measured))} - {seconds_text(max(measured))}"
+        errors = step["errors"]
         lines.append(
             [
                 step["scaling"],
                 f"{step['workers']}",
                 f"{step['batch']}",
-                seconds_text(step["predicted_seconds"]),
-                f"{seconds_text(middle)} ({spread})",
-                f"{step['error']:+.0%}",
+                f"{seconds_text(statistics.median(measured))} ({seconds_text(min(measured))} - {seconds_text(max(measured))})",
+                f"{statistics.median(errors):+.0%} ({min(errors):+.0%} - {max(errors):+.0%})",
             ]
         )
-    return markdown(header, lines)
+    load = values["load_average"][2]
+    return (
+        f"{markdown(header, lines)}\n\nLoad average of the {values['cores']} cores during the measurement: {load:.0f}."
+    )
 
 
 def scaling(values: dict[str, Any]) -> str:

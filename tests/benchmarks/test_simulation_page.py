@@ -19,9 +19,11 @@ def test_a_row_shows_the_median_the_spread_and_the_error() -> None:
         "scaling": "weak",
         "workers": 2,
         "batch": 128,
-        "predicted_seconds": 0.011,
         "measured_seconds": [0.012, 0.010, 0.009],
-        "error": 0.1,
+        "errors": [0.1, -0.2, 0.3],
     }
-    row = simulation_page.compared({"steps": [step]}).splitlines()[-1]
-    assert row == "| weak | 2 | 128 | 11 ms | 10 ms (9 ms - 12 ms) | +10% |"
+    row, _, load = simulation_page.compared(
+        {"steps": [step], "load_average": [3.0, 2.0, 1.2], "cores": 2}
+    ).splitlines()[-3:]
+    assert load == "Load average of the 2 cores during the measurement: 1."
+    assert row == "| weak | 2 | 128 | 10 ms (9 ms - 12 ms) | +10% (-20% - +30%) |"

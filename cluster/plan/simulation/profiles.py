@@ -101,14 +101,14 @@ def gpu_profile(preset: str, precision: Precision, host_bandwidth: float) -> Con
 def cpu_profile(cores: int) -> Constants:
     """Return the constants of a CPU worker. cores: of a host like this machine."""
     return Constants(
-        peak_flops=Constant(90e9, MEASURED),
-        efficiency=Constant(0.5, MEASURED),
-        memory_factor=Constant(1.0, MEASURED),
-        step_seconds=Constant(5e-3, MEASURED),
+        peak_flops=Constant(100e9, MEASURED),
+        efficiency=Constant(0.07, MEASURED),
+        memory_factor=Constant(4.0, MEASURED),
+        step_seconds=Constant(6e-3, MEASURED),
         cores_per_host=Constant(cores, "this machine"),
-        busy_core_speed=Constant(0.9, MEASURED),
+        busy_core_speed=Constant(0.8, MEASURED),
         latency_seconds=None,
-        sum_latency_seconds=Constant(1e-3, MEASURED),
+        sum_latency_seconds=Constant(3e-3, MEASURED),
         latency_per_doubling_seconds=Constant(0.0, ASSUMED),
         bytes_per_event=None,
         read_bandwidth=Constant(

@@ -130,7 +130,9 @@ def test_the_parts_are_the_step_and_the_figures_agree(config: Path) -> None:
 
 
 def test_workers_that_share_cores_take_their_turns(config: Path) -> None:
-    cores = settings("simulation.compute.cores_per_host=2", "plan.devices_per_host=8")
+    cores = settings(
+        "simulation.compute.cores_per_host=2", "plan.devices_per_host=8", "simulation.compute.busy_core_speed=0.9"
+    )
     one, two, four, eight = simulated(config, "--workers", "1,2,4,8", *cores)["points"]
     speed = 0.9
     assert two["parts"]["dense"] == pytest.approx(one["parts"]["dense"] / speed)
@@ -293,7 +295,7 @@ def test_constants_that_are_called_measured_are_near_the_measured_ones() -> None
     for name, one in cpu_profile(2).values().items():
         if one["source"] == MEASURED:
             # Rounded, of one of several measurements on a machine that is not always quiet.
-            assert stored[name]["value"] / 2 <= one["value"] <= 2 * stored[name]["value"], name
+            assert min(stored[name]) / 2 <= one["value"] <= 2 * max(stored[name]), name
 
 
 def test_workers_that_cannot_hold_the_tables_are_named(config: Path) -> None:
