@@ -4,7 +4,6 @@ Shapes: N events, B histories, H heads of queries, G heads of keys and values, K
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from models.compiled.build import AVX512, build_library
+from models.compiled.build import AVX512, build_library, load_library
 
 NUMBERS = (torch.float32, torch.bfloat16)  # of queries, keys and values
 
@@ -58,7 +57,7 @@ class AttentionKernel:
 
     def run(self, problem: "_Problem") -> None:
         """Run the kernel."""
-        if _load(self.library).causal_attention(ctypes.byref(problem)):
+        if load_library(self.library).causal_attention(ctypes.byref(problem)):
             raise MemoryError("the compiled attention does not get its working memory")
 
 
@@ -66,9 +65,11 @@ def build_attention_kernel() -> AttentionKernel:
     """Compile the kernel.
 
     Raises:
-        KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
+        KernelBuildError: see build_library and load_library.
     """
-    return AttentionKernel(build_library("attention.cpp", AVX512))
+    library = build_library("attention.cpp", AVX512)
+    load_library(library)
+    return AttentionKernel(library)
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,3 @@ class _Problem(ctypes.Structure):
             *([column.stride(0) for column in gradients] or (0, 0, 0)),
             scale,
         )
-
-
-@functools.cache
-def _load(library: Path) -> ctypes.CDLL:
-    """Load the library, once per process."""
-    return ctypes.CDLL(str(library))

@@ -5,6 +5,7 @@ kept in torch's folder for extensions (TORCH_EXTENSIONS_DIR). torch's own builde
 process that was killed while it compiled, and later processes would wait forever. The lock here ends with its process.
 """
 
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -57,8 +58,23 @@ def build_library(source: str, features: Iterable[str]) -> Path:
             if not library.exists():
                 _compile((compiler, *flags), SOURCES / source, library)
     except OSError as error:
-        raise KernelBuildError(f"the compiled kernels cannot be stored in {folder}: {error}") from error
+        raise KernelBuildError(
+            f"{folder}, where TORCH_EXTENSIONS_DIR may name another folder, cannot hold them ({error})"
+        ) from error
     return library
+
+
+@functools.cache
+def load_library(library: Path) -> ctypes.CDLL:
+    """Load a library, once per process. It shares the thread pool of torch, because torch loads OpenMP for all libraries.
+
+    Raises:
+        KernelBuildError: it cannot be loaded, such as from a file system that runs no programs.
+    """
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise KernelBuildError(f"{library} cannot be loaded ({error})") from error
 
 
 @functools.cache

@@ -29,6 +29,6 @@ def build_kernels() -> CompiledKernels:
     """Compile the kernels that this machine can run.
 
     Raises:
-        KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
+        KernelBuildError: the processor has no AVX-512, the compiler is missing or fails, or a library cannot be loaded.
     """
     return CompiledKernels(build_softmax_kernels(), build_attention_kernel())

@@ -4,14 +4,13 @@ Shapes: T targets, C candidates, D model width.
 """
 
 import ctypes
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.compiled.build import AVX512, build_library, processor_features
+from models.compiled.build import AVX512, build_library, load_library, processor_features
 
 # By Linux's names. The compiler writes a hyphen for the underscore of AMX, and none in AVX-512's.
 AMX = ("avx512_bf16", "amx_tile", "amx_bf16")
@@ -99,21 +98,22 @@ class SoftmaxKernels:
     def _function(self) -> "ctypes._NamedFuncPointer":
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if low and self.bfloat16 is not None:
-            return _load(self.bfloat16).softmax_bfloat16
-        return _load(self.float32).softmax_float32
+            return load_library(self.bfloat16).softmax_bfloat16
+        return load_library(self.float32).softmax_float32
 
 
 def build_softmax_kernels() -> SoftmaxKernels:
     """Compile the kernels that this machine can run.
 
     Raises:
-        KernelBuildError: the processor has no AVX-512, or the compiler is missing or fails.
+        KernelBuildError: see build_library and load_library.
     """
     float32 = build_library("softmax_float32.cpp", AVX512)
+    load_library(float32)
     if not processor_features().issuperset(AMX):
         return SoftmaxKernels(float32, None)
     bfloat16 = build_library("softmax_bfloat16.cpp", (*AVX512, *AMX_FLAGS))
-    return SoftmaxKernels(float32, bfloat16 if _load(bfloat16).request_amx() == 0 else None)
+    return SoftmaxKernels(float32, bfloat16 if load_library(bfloat16).request_amx() == 0 else None)
 
 
 class _Problem(ctypes.Structure):
@@ -138,9 +138,3 @@ class _Problem(ctypes.Structure):
         ("own_counts", ctypes.c_int64),
         ("scale", ctypes.c_float),
     )
-
-
-@functools.cache
-def _load(library: Path) -> ctypes.CDLL:
-    """Load a library, once per process. It shares the thread pool of torch, because torch loads OpenMP for all libraries."""
-    return ctypes.CDLL(str(library))

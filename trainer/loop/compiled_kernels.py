@@ -32,7 +32,7 @@ def kernels_of_ranks(world: World, build: Callable[[], CompiledKernels] = build_
         if text is not None:
             raise UserError(
                 f"train.compiled_kernels = true, and worker {rank} cannot use compiled kernels: {text}; install g++ there, or "
-                "set train.compiled_kernels = false"
+                "leave the setting out"
             )
     assert kernels is not None
     return kernels.without_amx() if any(lacks_amx) else kernels

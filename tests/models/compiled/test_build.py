@@ -101,8 +101,15 @@ def test_a_processor_without_avx512_is_named(monkeypatch):
         build_kernels()
 
 
+def test_a_library_that_cannot_be_loaded_is_named(folder, monkeypatch):
+    use_compiler(folder, monkeypatch, WRITE_LAST)
+    with pytest.raises(KernelBuildError, match=r"softmax_float32-[0-9a-f]*.so cannot be loaded"):
+        build_kernels()
+
+
 def test_without_amx_there_is_no_library_in_bfloat16(folder, monkeypatch):
     calls = use_compiler(folder, monkeypatch, WRITE_LAST)
+    monkeypatch.setattr(softmax, "load_library", lambda library: None)
     monkeypatch.setattr(softmax, "processor_features", lambda: frozenset(AVX512))
     assert build_softmax_kernels().bfloat16 is None
     assert calls.read_text(encoding="utf-8").splitlines() == ["called"]
