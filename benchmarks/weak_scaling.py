@@ -1,7 +1,7 @@
 """Steps of one and of two workers with the same batch per worker: `python -m benchmarks.weak_scaling --json FILE`.
 
 Three sides take turns, each with workers of one thread: one worker alone; two trainings of one worker each, at the same time, that
-share nothing but the machine; two workers of one training with twice the batch. The second is what the machine allows: two cores
+share only the machine; two workers of one training with twice the batch. The second is what the machine allows: two cores
 share caches, memory and clock. `--page FILE` writes the table into a page.
 """
 
