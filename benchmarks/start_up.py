@@ -1,4 +1,4 @@
-"""Time from a command to its first training step, by cause, compared with that of Ray alone: `python -m benchmarks.start_up --json FILE`.
+"""Time from a command to its first training step, by cause, compared with Ray alone: `python -m benchmarks.start_up --json FILE`.
 
 Both sides are fresh processes that take turns on a small prepared dataset. Ray's part is a program that starts Ray on this machine
 and runs a function in two workers of Ray Train, which import torch and add a number over both: nothing of it is Shoal's. The
