@@ -1,8 +1,9 @@
 """Constants of the dense part and of sums, fitted to measured runs. Imports neither torch nor ray.
 
 A run's placement.json has the mean time of a step by part, matmul_peak.json the peak rate of products. Runs on one worker give
-efficiency, memory_factor and step_seconds: what is left of a step without its tables is linear in 1 / efficiency and the others
-(sharding.planning.calibrate). Runs with as many threads as cores give busy_core_speed, from their dense part. Runs on several
+efficiency, memory_factor and step_seconds: what is left of a step without its tables is one factor times the dense work of the
+profile, and step_seconds (sharding.planning.calibrate). Products and bytes share the factor, because the work of similar models
+hardly separates the two. Runs with as many threads as cores give busy_core_speed, from their dense part. Runs on several
 workers give the latency of a sum, from what is then left of a step.
 """
 
@@ -103,16 +104,18 @@ def _fit_dense(runs: Sequence[MeasuredRun], profile: Constants, source: str) -> 
         products = number * float(run.examples.probabilities @ work.products) + work.fixed_products
         moved = number * float(run.examples.probabilities @ work.moved) + work.fixed_moved
         topology = run.planned.request.topology
-        features.append([products / profile.peak_flops.value, moved / topology.device_bandwidth, 1.0])
+        rate = profile.peak_flops.value * profile.efficiency.value
+        moving = profile.memory_factor.value * moved / topology.device_bandwidth
+        features.append([products / rate + moving, 1.0])
         # The dense part takes some time, however long the tables are predicted to take.
         seconds.append(max(0.05 * run.seconds, run.seconds - run.planned.prediction.step_seconds))
-    prior = np.asarray([1.0 / profile.efficiency.value, profile.memory_factor.value, profile.step_seconds.value])
-    factors = fit_linear(np.asarray(features), np.asarray(seconds), np.maximum(prior, 1e-6))
+    prior = np.asarray([1.0, profile.step_seconds.value])
+    factor, constant = fit_linear(np.asarray(features), np.asarray(seconds), prior).tolist()
     return replace(
         profile,
-        efficiency=Constant(float(1.0 / max(1.0, factors[0])), source),
-        memory_factor=Constant(float(factors[1]), source),
-        step_seconds=Constant(float(factors[2]), source),
+        efficiency=Constant(min(1.0, profile.efficiency.value / max(factor, 1e-9)), source),
+        memory_factor=Constant(profile.memory_factor.value * factor, source),
+        step_seconds=Constant(constant, source),
     )
 
 

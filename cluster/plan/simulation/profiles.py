@@ -10,7 +10,7 @@ from cluster.plan.simulation.config import SimulationConfig
 from trainer.config.train import Precision
 
 GIGA = 10**9
-MEASURED = "measured on the development machine (2 cores, docs/results/simulation.json)"
+MEASURED = "measured on a machine of 2 cores under load, rounded (python -m benchmarks.simulation)"
 DATA_SHEET = "data sheet"
 ASSUMED = "assumed, not measured"
 LLAMA = "419 unexpected interruptions of 2,048 hosts in 54 days (The Llama 3 Herd of Models, 2024, section 3.3.4, arXiv 2407.21783)"
