@@ -72,6 +72,7 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
         ),
     ),
     ({"kind": "resources", "rank": 0, "peak_bytes": 1, "seconds": 1.0}, None),
+    ({"kind": "starts", "step": 8, "best": {"step": 8, "value": 0.5, "evaluations_since": 0}, "counted": 8}, None),
 ]
 
 
