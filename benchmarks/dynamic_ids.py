@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from benchmarks.measure import Comparison, take_turns
 from sharding.config import DynamicIdsConfig
 from sharding.dynamic_ids.id_counts import count_ids
-from sharding.dynamic_ids.mapping import DynamicIdsState, look_up, new_state, observe
+from sharding.dynamic_ids.mapping import observe
+from sharding.dynamic_ids.state import DynamicIdsState, look_up, new_state
 
 NUM_ROWS = 1_000_001
 BATCH_EVENTS = 50_000
@@ -21,7 +22,7 @@ def compare(turns: int) -> list[Comparison]:
     asked = rng.permutation(NUM_ROWS - 1)[:NUM_LOOKED_UP] * np.int64(SPREAD)
     rows = look_up(state, asked).rows
     table = np.arange(NUM_ROWS)
-    ordered = np.sort(state.ids[1:NUM_ROWS])
+    ordered = np.sort(state.entries.ids[state.entries.used(with_row=True)])
     # Each turn observes batches that are new to the state; the ceiling then counts the same ones.
     turn_batches = [[_batch(rng, NUM_BATCHES * turn + n) for n in range(NUM_BATCHES)] for turn in range(turns + 1)]
     observed, counted = iter(turn_batches), iter(turn_batches)

@@ -1,8 +1,9 @@
 """Dynamic ids and item frequencies divided over ranks: memory of a rank, and a step compared with whole copies on every rank.
 
-`python -m benchmarks.sharded_ids` measures with 1, 2, 4 and 8 processes and stores the figures; `--page` only writes their table
-into docs/ids.md. Both sides get the same batches, in turns. The share of a rank is the same for every number of ranks, so that the
-global batch grows. The whole copy is the protocol of earlier versions: ranks gather all counts, and each repeats the update.
+`python -m benchmarks.sharded_ids` measures with 1, 2, 4 and 8 processes, and one alone as `make bench` does, and stores the
+figures. `--page` only writes their tables into docs/ids.md. Both sides get the same batches, in turns. The share of a rank is the
+same for every number of ranks, so that the global batch grows. The whole copy is the protocol of earlier versions: ranks gather
+all counts, and each repeats the update.
 """
 
 import argparse
@@ -23,12 +24,14 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from numpy.typing import NDArray
 
+from benchmarks import dynamic_ids
 from benchmarks.pages import markdown, with_table
 from sharding.config import DynamicIdsConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import look_up_anywhere, observe, observe_shares
+from sharding.dynamic_ids.owners import owners_of
 from sharding.dynamic_ids.state import DynamicIdsState, look_up, new_state
-from sharding.world import World, current_world
+from sharding.world import ALONE, World, current_world
 from trainer.global_batch.item_frequency import TargetFrequency
 
 RESULTS, PAGE = Path("docs/results/sharded_ids.json"), Path("docs/ids.md")
@@ -49,11 +52,20 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
     arguments = parser.parse_args()
     if not arguments.page:
-        rows = [measure(world_size, arguments.turns) for world_size in WORLD_SIZES]
-        values = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "rows": rows}
+        values: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        values["rows"] = [measure(world_size, arguments.turns) for world_size in WORLD_SIZES]
+        values["evicting"] = [evicting_steps(num_rows) for num_rows in (1_000_000, 4_000_000)]
+        values["alone"] = [comparison.values() for comparison in dynamic_ids.compare(arguments.turns)]
         RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "sharded ids", table_of(stored["rows"])), "utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), stored), encoding="utf-8")
+
+
+def with_tables(page: str, stored: dict[str, Any]) -> str:
+    """Return the page with the tables of stored figures."""
+    page = with_table(page, "sharded ids", table_of(stored["rows"]))
+    page = with_table(page, "evicting steps", table_of_evictions(stored["evicting"]))
+    return with_table(page, "dynamic ids", table_alone(stored["alone"]))
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
@@ -75,6 +87,45 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         memory = [f"{row['mapping_bytes'] / 1e6:.1f}", f"{share:.3f}", f"{row['frequency_bytes'] / 1e6:.2f}"]
         lines.append([str(size), *memory, *timed])
     return markdown(header, lines)
+
+
+def table_of_evictions(rows: list[dict[str, Any]]) -> str:
+    """Return the table of steps that evict many ids."""
+    lines = []
+    for row in rows:
+        times = row["step_ms"]
+        figures = [f"{value:.1f}" for value in (statistics.median(times), statistics.mean(times), max(times))]
+        lines.append([f"{row['num_rows']:,}", str(len(times)), *figures])
+    return markdown(["rows", "steps", "median, ms", "mean, ms", "longest, ms"], lines)
+
+
+def table_alone(rows: list[dict[str, Any]]) -> str:
+    """Return the table of operations on one core, compared with numpy."""
+    lines = []
+    for row in rows:
+        speeds = [f"{statistics.median(row[side]) / 1e6:.1f} M {row['unit']}" for side in ("ours", "ceiling")]
+        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        lines.append([row["name"], speeds[0], f"{speeds[1]}, {row['ceiling_name']}", ratio])
+    return markdown(["operation", "Shoal (median)", "compared with", "ratio: median (spread)"], lines)
+
+
+def evicting_steps(num_rows: int, num_steps: int = 40) -> dict[str, Any]:
+    """Return the times of steps of one process with a full table, each with 37,000 ids of which 11,000 evict others."""
+    config = DynamicIdsConfig(num_rows=num_rows + 1, admit_after=1, max_age_steps=1, max_candidates=1000)
+    state = new_state(config)
+    for numbers in np.array_split(np.arange(num_rows), 20):
+        observe(state, count_ids(numbers * np.int64(SPREAD)))
+    random = np.random.default_rng(0)
+    times = []
+    for step in range(num_steps):
+        first = num_rows + step * 11_000
+        # The newest ids are used, as in a log that moves on; the oldest ones leave.
+        used = random.choice(np.arange(first - num_rows // 2, first), 26_000, replace=False)
+        seen = count_ids(np.concatenate((used, np.arange(first, first + 11_000))) * np.int64(SPREAD))
+        started = time.perf_counter()
+        observe(state, seen)
+        times.append(1000 * (time.perf_counter() - started))
+    return {"num_rows": num_rows, "step_ms": times}
 
 
 def _spread(values: list[float]) -> str:
@@ -115,12 +166,7 @@ def figures_of(
     world: World, turns: int, config: DynamicIdsConfig = CONFIG, num_events: int = BATCH_EVENTS
 ) -> dict[str, Any]:
     """Return this rank's figures. Collective."""
-    divided, whole = new_state(config, world), new_state(config)
-    # Ids that are seen twice get the rows; those seen once after them are the candidates.
-    for numbers in np.array_split(np.arange(config.num_rows - 1 + config.max_candidates), 40):
-        ids = np.concatenate((numbers, numbers[numbers < config.num_rows - 1])) * np.int64(SPREAD)
-        observe_shares(divided, count_ids(ids[world.rank :: world.world_size]), np.empty(0, np.int64))
-        observe(whole, count_ids(ids))
+    divided, whole = full_state(config, world), full_state(config, ALONE)
     random = np.random.default_rng(world.rank)
     measured = [
         _turn(divided, whole, _batch(random, turn, world, config, num_events), world) for turn in range(turns + 1)
@@ -129,6 +175,22 @@ def figures_of(
     figures: dict[str, Any] = {"mapping_bytes": divided.num_bytes, "frequency_bytes": frequency.num_bytes}
     # The first turn warms up.
     return figures | {name: [times[name] for times in measured[1:]] for name in measured[0]}
+
+
+def full_state(config: DynamicIdsConfig, world: World) -> DynamicIdsState:
+    """Return a rank's part of a mapping in which all rows and all candidates are in use, after two steps."""
+    state = new_state(config, world)
+    numbers = np.arange(config.num_rows - 1 + config.max_candidates)
+    ids = numbers * np.int64(SPREAD)
+    is_own = owners_of(ids, world.world_size) == world.rank
+    is_row = numbers < config.num_rows - 1
+    places = state.entries.add(ids[is_own & is_row], 2, 1)
+    state.entries.rows[places] = 1 + numbers[is_own & is_row]
+    state.entries.add(ids[is_own & ~is_row], 1, 2)
+    state.step = 2
+    state.num_rows_used = config.num_rows
+    state.num_candidates = config.max_candidates
+    return state
 
 
 def _turn(divided: DynamicIdsState, whole: DynamicIdsState, batch: Int64, world: World) -> dict[str, float]:

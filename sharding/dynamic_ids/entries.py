@@ -21,7 +21,7 @@ class Entries:
         ids: (n,) int64.
         counts: (n,) int64 uses; of an id with a row, at its last use.
         last_used: (n,) int64 steps.
-        rows: (n,) int64 rows in the table, NO_ROW for candidates and free entries.
+        rows: (n + 1,) int64 rows in the table, NO_ROW for candidates and free entries, and at the end for absent ids (entry -1).
         generations: (n,) int32, how often the row passed from one id to another.
         index: finds the entry of an id.
     """
@@ -34,7 +34,7 @@ class Entries:
         self.ids = np.zeros(capacity, np.int64)
         self.counts = np.zeros(capacity, np.int64)
         self.last_used = np.zeros(capacity, np.int64)
-        self.rows = np.full(capacity, NO_ROW, np.int64)
+        self.rows = np.full(capacity + 1, NO_ROW, np.int64)
         self.generations = np.zeros(capacity, np.int32)
         # A stack from the end: the first id gets the first entry.
         self._free = np.arange(capacity - 1, -1, -1, dtype=np.int32)
@@ -47,7 +47,7 @@ class Entries:
         arrays = (self.ids, self.counts, self.last_used, self.rows, self.generations, self._free)
         return sum(array.nbytes for array in arrays) + self.index.num_bytes
 
-    def add(self, ids: Int64, counts: Int64, last_used: Int64 | int) -> Int64:
+    def add(self, ids: Int64, counts: Int64 | int, last_used: Int64 | int) -> Int64:
         """Add absent ids as candidates, and return their entries."""
         if ids.size > self._num_free:
             self._grow(ids.size - self._num_free)
@@ -67,9 +67,13 @@ class Entries:
         self._free[self._num_free : self._num_free + entries.size] = entries
         self._num_free += entries.size
 
-    def used(self, with_row: bool) -> Int64:
-        """Return the entries with a row, or those of candidates, in ascending order."""
-        return np.flatnonzero(self.rows >= 0 if with_row else (self.counts > 0) & (self.rows == NO_ROW))
+    def used(self, with_row: bool, before: int | None = None) -> Int64:
+        """Return the entries with a row, or those of candidates, last used before a step if it is given, in ascending order."""
+        rows = self.rows[:-1]
+        chosen = rows >= 0 if with_row else (rows == NO_ROW) & (self.counts > 0)
+        if before is not None:
+            chosen &= self.last_used < before
+        return np.flatnonzero(chosen)
 
     def _grow(self, missing: int) -> None:
         """Make room for `missing` more entries, and an eighth of all."""
@@ -78,7 +82,7 @@ class Entries:
         for name in ("ids", "counts", "last_used", "generations"):
             array = getattr(self, name)
             setattr(self, name, np.concatenate((array, np.zeros(more, array.dtype))))
-        self.rows = np.concatenate((self.rows, np.full(more, NO_ROW, np.int64)))
+        self.rows = np.concatenate((self.rows, np.full(more, NO_ROW, np.int64)))  # the last value was NO_ROW before
         fresh = np.arange(size + more - 1, size - 1, -1, dtype=np.int32)
         # The new entries come first on the stack; the free ones of before stay on top of them.
         free = np.concatenate((fresh, self._free[: self._num_free]))

@@ -119,8 +119,9 @@ def observe(state: DynamicIdsState, seen: IdCounts) -> Changes:
     # 3. Assign places among the candidates to the other new ids, including the places that have just become free.
     num_admitted = granted.ids.size
     num_unplaced = num_new - (num_admitted - granted.num_promoted)
-    unplaced = np.flatnonzero(batch.places < 0)
-    unplaced = unplaced[~np.isin(unplaced, wanting[: granted.own_rows.size], assume_unique=True)]
+    is_unplaced = batch.places < 0
+    is_unplaced[wanting[: granted.own_rows.size]] = False
+    unplaced = np.flatnonzero(is_unplaced)
     num_forgotten, num_uncounted = _count_candidates(state, batch, unplaced, num_unplaced)
     return Changes(
         admitted_ids=granted.ids,
@@ -156,12 +157,13 @@ def _count_known(state: DynamicIdsState, seen: IdCounts) -> _Batch:
     """Count the uses of known ids and mark them as used at this step."""
     entries = state.entries
     places, _ = entries.index.find(seen.ids)
-    known = places >= 0
+    known = np.flatnonzero(places >= 0)
+    held = places[known]
     totals = seen.counts.copy()
-    totals[known] += counts_at(state, places[known], state.step)
-    entries.counts[places[known]] = totals[known]
-    entries.last_used[places[known]] = state.step
-    return _Batch(seen.ids, seen.counts, totals, places, ~known | (entries.rows[places] == NO_ROW))
+    totals[known] += counts_at(state, held, state.step)
+    entries.counts[held] = totals[known]
+    entries.last_used[held] = state.step
+    return _Batch(seen.ids, seen.counts, totals, places, entries.rows[places] == NO_ROW)
 
 
 def _most_seen(places: Int64, totals: Int64) -> Int64:
@@ -327,8 +329,7 @@ def _sweep(state: DynamicIdsState, with_row: bool, order: Callable[[Int64], list
     """Return the sweep of EvictionQueue.take over ids with a row, or over candidates: the first ones to evict on this rank."""
 
     def sweep(most: int) -> Offer:
-        used = state.entries.used(with_row)
-        idle = used[state.entries.last_used[used] < state.step]
+        idle = state.entries.used(with_row, before=state.step)
         keys = order(idle)
         chosen = smallest(keys, most)
         return Offer(idle[chosen], np.stack([key[chosen] for key in keys]), has_more=idle.size > most)

@@ -81,8 +81,7 @@ def look_up(state: DynamicIdsState, ids: Int64) -> Rows:
     A rank finds no row for ids of other ranks: `look_up_anywhere` asks their owners.
     """
     entries, _ = state.entries.index.find(ids)
-    rows = state.entries.rows[entries]  # an absent id has entry -1, which is corrected below
-    rows[entries < 0] = 0
+    rows = state.entries.rows[entries]
     np.maximum(rows, 0, out=rows)
     return Rows(rows, ids.size - int(np.count_nonzero(rows)))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import with_table
-from benchmarks.sharded_ids import RESULTS, figures_of, table_of
+from benchmarks.sharded_ids import RESULTS, figures_of, with_tables
 from sharding.config import DynamicIdsConfig
 from sharding.world import World
 
@@ -27,8 +26,7 @@ def test_both_sides_agree_and_are_timed_in_every_turn(rank_pool):
 
 def test_the_page_has_the_stored_figures():
     page = Path("docs/ids.md").read_text(encoding="utf-8")
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    assert with_table(page, "sharded ids", table_of(rows)) == page
+    assert with_tables(page, json.loads(RESULTS.read_text(encoding="utf-8"))) == page
 
 
 def test_the_stored_memory_falls_as_one_over_the_number_of_ranks():
