@@ -46,7 +46,7 @@ class Blocks:
         return self.bounds(self.world.rank)
 
     def ranks_of(self, places: Int64) -> Int64:
-        """Return the rank whose block holds each place."""
+        """Return the rank of the block that holds each place."""
         return places // self.width
 
     def collect(self, places: Int64, columns: Sequence[Int64]) -> list[Int64]:

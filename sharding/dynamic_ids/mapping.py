@@ -68,7 +68,7 @@ class Changes:
 
 
 def look_up_anywhere(state: DynamicIdsState, ids: Int64) -> Rows:
-    """Return the rows of raw ids ((N,) int64 of any value, repeats allowed), whoever owns them. Collective."""
+    """Return the rows of raw ids ((N,) int64 of any value, repeats allowed) of any owners. Collective."""
     if state.world.world_size == 1:
         return look_up(state, ids)
     route = route_to(owners_of(ids, state.world.world_size), state.world)
@@ -255,8 +255,8 @@ def _evict(state: DynamicIdsState, num: int) -> tuple[_Columns, int]:
 def _in_order(tables: Sequence[_Columns], world: World) -> list[tuple[list[Int64], Int64]]:
     """Gather columns from all ranks in the order of their keys. Returns them, and the places of this rank's values. Collective.
 
-    This is the one exchange whose size grows with the global batch: with the ids that are admitted at a step, which every rank
-    needs because it may hold their rows.
+    Only the size of this exchange grows with the global batch: with the ids that are admitted at a step, which every rank needs
+    because it may hold their rows.
     """
     sizes = world.gather_numbers([table.values[0].size for table in tables])
     own = torch.from_numpy(np.concatenate([np.stack(table.values).reshape(-1) for table in tables]))

@@ -98,7 +98,7 @@ def num_among_smallest(keys: Int64, num: int, world: World) -> tuple[int, int]:
 def _bounds(keys: Int64, sizes: Int64, num: int, world: World) -> tuple[Int64 | None, Int64 | None]:
     """Return a key that is among the `num` smallest, and one that no smaller key of them exceeds; None if unknown. Collective.
 
-    Every rank gives evenly spaced samples. Between two samples of a rank, its number of keys up to a given one is known to lie
+    Every rank gives evenly spaced samples. Between two samples of a rank, its number of keys up to a given one is known to be
     between two bounds, and the bounds of all ranks are summed.
     """
     places = [_sample_places(int(size)) for size in sizes]

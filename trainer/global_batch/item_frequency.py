@@ -10,7 +10,7 @@ steps, so that 1 / B is the probability of a single draw also for items that eve
 one batch share its gap evenly, and weigh as much as c updates. Until an item was seen 1 / a times, its gaps are averaged with equal
 weights, so that the initial value does not matter. An item that was never seen is assumed to be as frequent as the average item.
 
-Each rank holds the items whose number modulo the number of ranks is its own. Numbers are drawn from the catalogue without gaps, so
+Each rank holds every W-th item of W ranks, by the item's number modulo W. Numbers are drawn from the catalogue without gaps, so
 these parts are equal, also in the traffic of popular items next to each other. The arithmetic of an item is the same wherever it is
 held, so the estimate is the same at every world size.
 """
