@@ -223,11 +223,10 @@ def train(world: World, job: Job, stop_after: int | None = None, poisoned: tuple
     training.step = noted  # type: ignore[assignment]
     training.run()
     tensors = everything(training)
-    state = training.built.dynamic.states["label"]
     every = whole(tensors, world)
     mapping = {name: value for name, value in every.items() if name.startswith("state.ids.label.")}
     assert len(mapping) == 8
-    num_rows = state.config.num_rows
+    num_rows = training.built.dynamic.states["label"].config.num_rows
     ids, counts = (mapping[f"state.ids.label.{name}"].tolist()[:num_rows] for name in ("ids", "counts"))
     rows = {ids[row]: row for row in range(num_rows) if counts[row]}
     return Trained(every, local_hash(tensors), local_hash(mapping), sizes, rows)
