@@ -63,6 +63,8 @@ class World:
 
     def gather_ints(self, value: int) -> list[int]:
         """Return every rank's integer, in rank order."""
+        if self.world_size == 1:
+            return [int(value)]
         own = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         own[self.rank] = value
         return [int(n) for n in self.sum(own).tolist()]
