@@ -67,7 +67,7 @@ def joined(parts: list[dict[str, list[tuple[int, list[int]]]]]) -> dict[str, Ten
     for name in parts[0]:
         # A part that several ranks have is a copy.
         by_first = {first: numbers for of_rank in parts for first, numbers in of_rank[name]}
-        whole[name] = torch.tensor([number for first in sorted(by_first) for number in by_first[first]])
+        whole[name] = torch.from_numpy(np.asarray([number for first in sorted(by_first) for number in by_first[first]]))
     return whole
 
 
