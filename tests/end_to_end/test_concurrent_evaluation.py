@@ -46,7 +46,7 @@ def test_every_checkpoint_that_is_due_is_evaluated_once_although_a_worker_and_th
     assert retried[0].endswith("; trying again")
 
     code, out, err = finish(shoal(*command, "--json"))
-    assert code == 0, err
+    assert code == 0, out + err
     record = read_validations(run_dir)
     assert [each.step for each in record] == DUE
     evaluated = {each.step: each.metrics["ndcg@10"] for each in record if each.metrics is not None}
