@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from tests.end_to_end.commands import finish, shoal
-from tests.end_to_end.watched import wait_for
+from tests.end_to_end.watched import WAIT_SECONDS, wait_for
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.fault_points import VARIABLE
 from trainer.loop.validations import read_validations
@@ -45,7 +45,7 @@ def test_every_checkpoint_that_is_due_is_evaluated_once_although_a_worker_and_th
     assert len(retried) == 1, said
     assert retried[0].endswith("; trying again")
 
-    code, out, err = finish(shoal(*command, "--json"))
+    code, out, err = finish(shoal(*command, "--json"), WAIT_SECONDS)
     assert code == 0, out + err
     record = read_validations(run_dir)
     assert [each.step for each in record] == DUE

@@ -4,29 +4,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from click.testing import Result
 from pydantic import BaseModel
-from typer.testing import CliRunner
 
 from cluster.cli import plan
-from cluster.cli.app import app
 from cluster.plan.simulation.command import workers_given
 from cluster.plan.simulation.config import SimulationConfig
 from cluster.plan.simulation.profiles import GPU_PEAKS, Constants
 from cluster.plan.simulation.simulate import Scaling
-from sharding.errors import PlacementError
 from sharding.planning.topology import DEVICES
+from tests.cluster.plan.simulation.commands import LENGTHS, ROWS, invoke, mistake, settings, simulated
 from tests.cluster.study.test_costing import write_dataset as write_ranking_dataset
 from tests.support.datasets import tiny_dataset
 from tests.support.html_page import Page, assert_loads_nothing
-from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
-LENGTHS = ("--set", "simulation.histories.mean_events=30", "--set", "simulation.histories.variation=0.8")
-ROWS = ("--rows", "item=1e6")
 # No latency, and bandwidths that make communication free.
 FREE = (
     "simulation.network.latency_seconds=0",
@@ -36,38 +30,6 @@ FREE = (
     'plan.inter_host_bandwidth="1000000TiB"',
     "tables.item.sharding=row_wise",
 )
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.toml"
-    path.write_text(
-        f'[run]\ndir = "{tmp_path / "run"}"\n[logs]\npath = "events.parquet"\n[model]\nmax_history = 100\n'
-        '[model.objective]\nkind = "sampled_softmax"\nnum_negatives = 128\n[cluster]\nnum_workers = 4\n[train]\nbatch_size = 64\n'
-    )
-    return path
-
-
-def invoke(path: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["plan", str(path), "--simulate", "--out", str(path.parent / "out"), *arguments])
-
-
-def simulated(path: Path, *arguments: str, rows: tuple[str, ...] = ROWS) -> dict[str, Any]:
-    """Return the JSON object."""
-    done = invoke(path, *rows, "--json", *arguments)
-    assert done.exit_code == 0, done.exception
-    values: dict[str, Any] = json.loads(done.stdout)
-    return values
-
-
-def settings(*texts: str) -> list[str]:
-    return [part for text in texts for part in ("--set", text)]
-
-
-def mistake(path: Path, *arguments: str) -> str:
-    done = invoke(path, *arguments)
-    assert isinstance(done.exception, UserError | PlacementError), done.exception
-    return str(done.exception)
 
 
 @pytest.mark.parametrize("device", [[], ["--device", "cuda"]])
@@ -352,48 +314,6 @@ def test_people_see_all_figures_and_the_page_needs_nothing_else(config: Path) ->
 def test_the_same_command_gives_the_same_figures(config: Path) -> None:
     arguments = [*LENGTHS, "--set", "train.batch_tokens=4000", "--workers", "1,64"]
     assert simulated(config, *arguments) == simulated(config, *arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workers", "0"], "--workers 0: write numbers from 1 to 65,536"),
-        (["--workers", "1,many"], "--workers 1,many: write numbers"),
-        (["--compare", "devices=3"], "--compare: has no effect with --simulate"),
-        (["--set", "simulation.compute.peak_flop=1"], "compute.peak_flop: no such setting; did you mean compute.peak_flops?"),
-        (["--set", "simulation.compute.efficiency=2.0"], "compute.efficiency: must be less than or equal to 1"),
-        (["--set", "simulation.storage.read_bandwidth=fast"], "storage.read_bandwidth: could not parse"),
-        (["--set", "simulation.histories.variation=1.0"], "needs simulation.histories.mean_events"),
-        (["--set", "simulation.network=3"], "network: must be a table of settings"),
-        (["--constants", "none.toml"], "none.toml: no such file"),
-        (["--device-memory", "1KiB"], "no number of workers can hold the tables"),
-        (["--calibrate", "nowhere"], "nowhere: has no placement.json with measured look-ups"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_named(config: Path, arguments: list[str], message: str) -> None:
-    assert message in mistake(config, *ROWS, *arguments)
-
-
-def test_options_of_a_simulation_need_it(config: Path) -> None:
-    for option in (["--workers", "1"], ["--scaling", "weak"], ["--constants", "a.toml"]):
-        done = CliRunner().invoke(app, ["plan", str(config), *ROWS, *option])
-        assert f"{option[0]}: has an effect with --simulate only" in str(done.exception)
-
-
-def test_a_workload_and_a_ranker_without_a_dataset_are_refused(config: Path) -> None:
-    root = ROOT / "configs"
-    assert "is a workload, which has tables only" in mistake(root / "plans" / "next_item_1024gpu.toml")
-    message = mistake(root / "synthetic_ranking.toml", *ROWS, "--set", f"run.dir={config.parent / 'other'}")
-    assert "run `shoal prepare` first" in message
-
-
-def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
-    command = [sys.executable, "-m", "cluster.cli", "plan", str(config), *ROWS, "--simulate", "--workers", "none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("shoal: --workers none: write numbers")
-    assert "Traceback" not in done.stderr
 
 
 def test_it_loads_neither_torch_nor_ray(config: Path) -> None:
