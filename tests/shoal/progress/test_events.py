@@ -88,6 +88,7 @@ def sent_kinds() -> Iterator[str]:
         yield from re.findall(r'(?:send|on_event|restart)\(\s*\{\s*"kind": "(\w+)"', text)
         yield from re.findall(r'\bevent = \{\s*"kind": "(\w+)"', text)
         yield from re.findall(r'(?:messages|self)\.send\(\s*"(\w+)"', text)
+        yield from re.findall(r'_batch_counter\("(\w+)"', text)
 
 
 def test_no_event_of_the_driver_or_of_workers_is_left_out() -> None:
