@@ -1,6 +1,6 @@
-"""Tables of the start of a training and of weak scaling."""
+"""Tables of the start of a training, of weak scaling and of the soak."""
 
-from benchmarks import start_up, weak_scaling
+from benchmarks import soak_page, start_up, weak_scaling
 
 
 def test_a_start_is_shown_by_cause_beside_ray_alone() -> None:
@@ -24,3 +24,27 @@ def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
     sides = {"alone": [0.010, 0.010, 0.012], "apart": [0.0125, 0.0125, 0.015], "together": [0.0125, 0.020, 0.015]}
     row = weak_scaling.table({"models": {"HSTU": sides}}).splitlines()[2]
     assert row == "| HSTU | 10.0 ms | 12.5 ms | 15.0 ms | 80% (50% - 80%) | 80% (80% - 80%) | 100% (62% - 100%) |"
+
+
+def test_the_page_shows_the_stored_soak() -> None:
+    text = soak_page.PAGE.read_text(encoding="utf-8")
+    assert soak_page.with_soak(text) == text
+    table = soak_page.table(
+        {
+            "exact": False,
+            "differences": ["tensors"],
+            "num_faults": 3,
+            "not_happened": ["one"],
+            "seed": 2,
+            "steps": 9,
+            "seconds_per_step": 0.5,
+            "commands": 2,
+            "restarts_by_itself": 1,
+            "elapsed_seconds": 9.0,
+            "goodput": 0.5,
+            "faults": [{"kind": "a"}, {"kind": "b"}, {"kind": "a"}],
+        }
+    )
+    assert "| end | tensors |" in table
+    assert "| faults carried out | 2 of 3, seed 2 |" in table
+    assert "| a 2, b 1 |" in table

@@ -221,10 +221,11 @@ class Soak:
         At the time `until` the command is asked to stop.
         """
         end = time.monotonic() + DEADLINE
-        first = self.step_now()
+        first, unchanged = self.step_now(), self._log_time()
         while process.poll() is None:
             step = self.step_now()
-            due = next((event for event in events if event.step <= step and step > first), None)
+            # The step of an event may have passed before this command, while an earlier event was carried out.
+            due = next((event for event in events if event.step <= step and self._log_time() != unchanged), None)
             if step > first:
                 end = max(end, time.monotonic() + DEADLINE / 3)
             if due is not None or time.monotonic() > min(end, until):
@@ -238,6 +239,11 @@ class Soak:
                 return due
             time.sleep(0.1)
         return None
+
+    def _log_time(self) -> int:
+        """Return when the log of the run was last written; 0 without one."""
+        path = self.run_dir / "metrics.jsonl"
+        return path.stat().st_mtime_ns if path.exists() else 0
 
     def step_now(self) -> int:
         """Return the newest step in the log of the run."""
