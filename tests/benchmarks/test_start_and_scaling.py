@@ -1,6 +1,6 @@
-"""Tables of the start of a training, of weak scaling and of the soak."""
+"""Tables of the start of a training, of weak scaling, and of reliability."""
 
-from benchmarks import soak_page, start_up, weak_scaling
+from benchmarks import reliability_page, start_up, weak_scaling
 
 
 def test_a_start_is_shown_by_cause_beside_ray_alone() -> None:
@@ -26,10 +26,10 @@ def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
     assert row == "| HSTU | 10.0 ms | 12.5 ms | 15.0 ms | 80% (50% - 80%) | 80% (80% - 80%) | 100% (62% - 100%) |"
 
 
-def test_the_page_shows_the_stored_soak() -> None:
-    text = soak_page.PAGE.read_text(encoding="utf-8")
-    assert soak_page.with_soak(text) == text
-    table = soak_page.table(
+def test_the_page_shows_the_stored_soak_and_recovery() -> None:
+    text = reliability_page.PAGE.read_text(encoding="utf-8")
+    assert reliability_page.with_tables(text) == text
+    table = reliability_page.soak(
         {
             "exact": False,
             "differences": ["tensors"],

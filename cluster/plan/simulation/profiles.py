@@ -121,7 +121,7 @@ def cpu_profile(cores: int) -> Constants:
         total_write_bandwidth=Constant(10 * GIGA, ASSUMED),
         copy_bandwidth=Constant(1 * GIGA, ASSUMED),
         host_mtbf_hours=Constant(54 * 24 * 2048 / 419, f"{LLAMA}; hosts without GPUs fail less often"),
-        recovery_seconds=Constant(19.5, "measured median of twelve faults on two workers (docs/results/recovery.json)"),
+        recovery_seconds=Constant(8.5, "measured median of twelve faults on two workers (docs/results/recovery.json)"),
     )
 
 
