@@ -1,4 +1,4 @@
-"""Tables of the stored soak and recovery: `python -m benchmarks.reliability_page` writes them into docs/reliability.md.
+"""Tables of stored checkpoints, soak and recovery: `python -m benchmarks.reliability_page` writes them into the docs.
 
 `--recovery RUN --machine TEXT` first stores the restarts of a run folder of `tests/end_to_end/test_recovery.py`.
 """
@@ -13,7 +13,8 @@ from typing import Any
 from benchmarks.pages import markdown, with_table
 
 SOAK, RECOVERY = Path("docs/results/soak.json"), Path("docs/results/recovery.json")
-PAGE = Path("docs/reliability.md")
+CHECKPOINTS = Path("docs/results/benchmark_checkpoint.json")
+PAGE, PAGE_OF_RESULTS = Path("docs/reliability.md"), Path("docs/results.md")
 ACTIONS = {"kill": "SIGKILL", "stop": "SIGSTOP", "exception": "exception"}
 # Columns of the table of recovery, and the parts that each one adds up.
 PARTS = {
@@ -43,6 +44,7 @@ def main() -> None:
     if arguments.recovery is not None:
         store_recovery(arguments.recovery, arguments.machine)
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE_OF_RESULTS.write_text(with_checkpoints(PAGE_OF_RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def store_recovery(run: Path, machine: str) -> None:
@@ -66,6 +68,21 @@ def with_tables(text: str) -> str:
     """Return the page with the tables of the stored results."""
     text = with_table(text, "soak", soak(json.loads(SOAK.read_text(encoding="utf-8"))))
     return with_table(text, "recovery", recovery(json.loads(RECOVERY.read_text(encoding="utf-8"))))
+
+
+def with_checkpoints(text: str) -> str:
+    """Return the page of results with the table of the stored speed of checkpoints."""
+    return with_table(text, "checkpoint", checkpoints(json.loads(CHECKPOINTS.read_text(encoding="utf-8"))))
+
+
+def checkpoints(result: dict[str, Any]) -> str:
+    """Return the speed of checkpoints compared with bare files, and the share of training time that they stall."""
+    lines = []
+    for row in result["rows"]:
+        ours, other = (f"{statistics.median(row[side]):,.1f} {row['unit']}" for side in ("ours", "ceiling"))
+        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        lines.append([row["name"].removeprefix("checkpoint, "), ours, other, row["ceiling_name"], ratio])
+    return markdown(["", "Shoal", "other side", "which is", "ratio"], lines)
 
 
 def recovery(result: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
 def test_the_page_shows_the_stored_soak_and_recovery() -> None:
     text = reliability_page.PAGE.read_text(encoding="utf-8")
     assert reliability_page.with_tables(text) == text
+    results = reliability_page.PAGE_OF_RESULTS.read_text(encoding="utf-8")
+    assert reliability_page.with_checkpoints(results) == results
     table = reliability_page.soak(
         {
             "exact": False,

@@ -112,11 +112,11 @@ def cpu_profile(cores: int) -> Constants:
         latency_per_doubling_seconds=Constant(0.0, ASSUMED),
         bytes_per_event=None,
         read_bandwidth=Constant(
-            0.15 * GIGA, "measured restore of a checkpoint (docs/results/benchmark_checkpoint.json)"
+            0.80 * GIGA, "measured restore of a checkpoint (docs/results/benchmark_checkpoint.json)"
         ),
         total_read_bandwidth=Constant(10 * GIGA, ASSUMED),
         write_bandwidth=Constant(
-            0.19 * GIGA, "measured write of a checkpoint (docs/results/benchmark_checkpoint.json)"
+            0.66 * GIGA, "measured write of a checkpoint (docs/results/benchmark_checkpoint.json)"
         ),
         total_write_bandwidth=Constant(10 * GIGA, ASSUMED),
         copy_bandwidth=Constant(1 * GIGA, ASSUMED),
