@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import softmax
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, ratio_text, with_table
 
 PEAK, PAGE = Path("docs/results/benchmark_peak.json"), Path("docs/objectives.md")
 
@@ -41,7 +41,7 @@ def softmax_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         speeds = sorted(row["ours"])
         errors = " / ".join(f"{row[f'{part}_error']:.0e}" for part in ("value", "user", "item"))
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        ratio = ratio_text(row)
         lines.append(
             [
                 " x ".join(f"{size:,}" for size in row["shape"]),
@@ -70,7 +70,7 @@ def peak_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, str]:
-    share = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+    share = ratio_text(row)
     return f"{statistics.median(row['ours']):,.0f}", share
 
 

@@ -1,7 +1,12 @@
 """Tables of measured figures in pages: each stands between two marks, and is written from a stored result."""
 
+import argparse
+import json
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 END = "<!-- end -->"
 
@@ -20,3 +25,41 @@ def with_table(text: str, name: str, table: str) -> str:
     # Blank lines around the table, or Markdown would take the mark for a row.
     between = f"{first}\n{table}\n\n{END}"
     return re.sub(f"{re.escape(first)}.*?{re.escape(END)}", lambda match: between, text, count=1, flags=re.DOTALL)
+
+
+def ratio_text(row: Mapping[str, Any]) -> str:
+    """Return the median and the spread of the ratios of a stored comparison."""
+    return f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+
+
+def measure_or_show(
+    description: str,
+    name: str,
+    measure: Callable[[Path, int], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Run the command line of a benchmark with one table: measure and store, or write the table of stored figures into a page.
+
+    Args:
+        description: of the command.
+        name: of the table's mark in the page.
+        measure: returns the figures, given a temporary folder and the number of turns.
+        table: returns the table of figures.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--turns", type=int, default=5, help="measured turns of each side")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--page", type=Path, help="write the table of the figures in --json into this page; measures nothing"
+    )
+    arguments = parser.parse_args()
+    if arguments.page is not None:
+        results = json.loads(arguments.json.read_text(encoding="utf-8"))
+        page = with_table(arguments.page.read_text(encoding="utf-8"), name, table(results))
+        arguments.page.write_text(page, encoding="utf-8")
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
+        results = measure(Path(folder), arguments.turns)
+    print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, ratio_text, with_table
 
 SOAK, RECOVERY = Path("docs/results/soak.json"), Path("docs/results/recovery.json")
 CHECKPOINTS = Path("docs/results/benchmark_checkpoint.json")
@@ -80,7 +80,7 @@ def checkpoints(result: dict[str, Any]) -> str:
     lines = []
     for row in result["rows"]:
         ours, other = (f"{statistics.median(row[side]):,.1f} {row['unit']}" for side in ("ours", "ceiling"))
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        ratio = ratio_text(row)
         lines.append([row["name"].removeprefix("checkpoint, "), ours, other, row["ceiling_name"], ratio])
     return markdown(["", "Shoal", "other side", "which is", "ratio"], lines)
 

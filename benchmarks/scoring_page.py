@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluating import CATALOGUES
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, ratio_text, with_table
 from benchmarks.scoring import OPERATIONS, OTHER
 
 RESULTS, PAGE = Path("docs/results/benchmark_score.json"), Path("docs/results.md")
@@ -51,7 +51,7 @@ def speeds(rows: dict[str, dict[str, Any]]) -> str:
                 f"{rank['ratio_median']:.2f}",
                 f"{statistics.median(both['ours']):,.0f}",
                 f"{statistics.median(both['ceiling']):,.0f}",
-                f"{both['ratio_median']:.2f} ({both['ratio_min']:.2f} - {both['ratio_max']:.2f})",
+                ratio_text(both),
             ]
         )
     return markdown(header, lines)

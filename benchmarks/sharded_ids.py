@@ -25,7 +25,7 @@ import torch.multiprocessing as multiprocessing
 from numpy.typing import NDArray
 
 from benchmarks import dynamic_ids
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, ratio_text, with_table
 from sharding.config import DynamicIdsConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import look_up_anywhere, observe, observe_shares
@@ -104,7 +104,7 @@ def table_alone(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         speeds = [f"{statistics.median(row[side]) / 1e6:.1f} M {row['unit']}" for side in ("ours", "ceiling")]
-        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        ratio = ratio_text(row)
         lines.append([row["name"], speeds[0], f"{speeds[1]}, {row['ceiling_name']}", ratio])
     return markdown(["operation", "Shoal (median)", "compared with", "ratio: median (spread)"], lines)
 

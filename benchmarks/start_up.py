@@ -7,18 +7,16 @@ imports of TorchRec and fbgemm, which each worker needs as well, are timed in a 
 `--page FILE` writes the table into a page.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, measure_or_show
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 
@@ -113,23 +111,8 @@ print(json.dumps(time.perf_counter() - started))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the start of a training, by cause.")
-    parser.add_argument("--turns", type=int, default=5, help="starts of each side")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument(
-        "--page", type=Path, help="write the table of the figures in --json into this page; measures nothing"
-    )
-    arguments = parser.parse_args()
-    if arguments.page is not None:
-        results = json.loads(arguments.json.read_text(encoding="utf-8"))
-        page = with_table(arguments.page.read_text(encoding="utf-8"), MARK, table(results))
-        arguments.page.write_text(page, encoding="utf-8")
-        return
-    with tempfile.TemporaryDirectory(prefix="shoal-start-") as folder:
-        results = measure(Path(folder), arguments.turns)
-    print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    """Measure, or write a table of stored figures into a page."""
+    measure_or_show("Measure the start of a training, by cause.", MARK, measure, table)
 
 
 def measure(folder: Path, turns: int) -> dict[str, Any]:

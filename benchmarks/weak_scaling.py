@@ -5,18 +5,15 @@ share only the machine; two workers of one training with twice the batch. The se
 share caches, memory and clock. `--page FILE` writes the table into a page.
 """
 
-import argparse
-import json
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, measure_or_show
 from benchmarks.simulation import BATCH, MEAN_EVENTS, NUM_ITEMS, NUM_USERS, PREDICTED, config_of, step_seconds
 from cluster.data.prepare import prepare
 from cluster.ray_cluster.session import ray_session
@@ -39,23 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure, or write a table of stored figures into a page."""
-    parser = argparse.ArgumentParser(description="Weak scaling from one worker to two.")
-    parser.add_argument("--turns", type=int, default=5, help="measured turns of each side")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument(
-        "--page", type=Path, help="write the table of the figures in --json into this page; measures nothing"
-    )
-    arguments = parser.parse_args()
-    if arguments.page is not None:
-        results = json.loads(arguments.json.read_text(encoding="utf-8"))
-        page = with_table(arguments.page.read_text(encoding="utf-8"), MARK, table(results))
-        arguments.page.write_text(page, encoding="utf-8")
-        return
-    with tempfile.TemporaryDirectory(prefix="shoal-weak-") as folder:
-        results = measure(Path(folder), arguments.turns)
-    print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    measure_or_show("Weak scaling from one worker to two.", MARK, measure, table)
 
 
 def measure(folder: Path, turns: int) -> dict[str, Any]:

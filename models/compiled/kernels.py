@@ -11,9 +11,9 @@ class CompiledKernels:
     """Kernels that a model uses where they fit. It computes everything else by torch."""
 
     softmax: SoftmaxKernels
-    """Of objectives."""
+    """The kernels of the objectives."""
     attention: AttentionKernel
-    """Of encoders."""
+    """The kernel of the encoders."""
 
     @property
     def has_amx(self) -> bool:

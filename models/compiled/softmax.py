@@ -24,7 +24,7 @@ class Hits:
     order: Tensor
     """Places of candidates, (C,) int64."""
     first: Tensor
-    """Where a target's candidates begin in `order`, (T,) int64."""
+    """The place in `order` of a target's first candidate, (T,) int64."""
     count: Tensor
     """The number of a target's candidates, (T,) int64."""
 

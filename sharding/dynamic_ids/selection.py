@@ -30,7 +30,7 @@ class Offer:
     keys: Int64
     """(c, n) one row per element of a key; columns ascend."""
     has_more: bool = False
-    """Whether the rank has entries with larger keys that it did not offer."""
+    """True if the rank has entries with larger keys that it did not offer."""
 
 
 @dataclass(frozen=True)

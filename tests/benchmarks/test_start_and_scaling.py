@@ -1,6 +1,12 @@
 """Tables of the start of a training, of weak scaling, and of reliability."""
 
+import json
+from typing import Any
+
+import pytest
+
 from benchmarks import reliability_page, start_up, weak_scaling
+from benchmarks.pages import with_table
 
 
 def test_a_start_is_shown_by_cause_beside_ray_alone() -> None:
@@ -24,6 +30,14 @@ def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
     sides = {"alone": [0.010, 0.010, 0.012], "apart": [0.0125, 0.0125, 0.015], "together": [0.0125, 0.020, 0.015]}
     row = weak_scaling.table({"models": {"HSTU": sides}}).splitlines()[2]
     assert row == "| HSTU | 10.0 ms | 12.5 ms | 15.0 ms | 80% (50% - 80%) | 80% (80% - 80%) | 100% (62% - 100%) |"
+
+
+@pytest.mark.parametrize(("benchmark", "page"), [(start_up, "cluster"), (weak_scaling, "sharding")])
+def test_the_pages_show_the_stored_figures(benchmark: Any, page: str) -> None:
+    docs = reliability_page.PAGE.parent
+    results = json.loads((docs / f"results/{benchmark.__name__.rpartition('.')[2]}.json").read_text(encoding="utf-8"))
+    text = (docs / f"{page}.md").read_text(encoding="utf-8")
+    assert with_table(text, benchmark.MARK, benchmark.table(results)) == text
 
 
 def test_the_page_shows_the_stored_soak_and_recovery() -> None:
