@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,22 @@ def job_in(run_dir: Path, dataset: Path, **sections: Any) -> Job:
     return tiny_job(run_dir, dataset, train=train, **sections)
 
 
-def run(world: World, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
-    """Return the error that training raised, and the events that it sent. break_at: before this step the rates become too large."""
+def run(
+    world: World, job: Job, break_at: int | None = None, seconds_of_write: float = 0.0
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return the error that training raised, and the events that it sent.
+
+    Args:
+        world: All ranks.
+        job: The run.
+        break_at: Before this step the rates become too large.
+        seconds_of_write: How much longer the writing of each checkpoint takes.
+    """
     events: list[dict[str, Any]] = []
     try:
         training = Training(job, world, Channel(send=events.append, stop_requested=lambda: False))
+        if seconds_of_write:
+            training.checkpoints.before_write = lambda: time.sleep(seconds_of_write)
         whole = training._train
 
         def train(item: Any) -> Any:
@@ -91,9 +103,12 @@ def test_a_rate_that_breaks_a_table_is_named_and_nothing_is_saved(rank_pool, dat
     assert checkpoint_folder.read_best(tmp_path / "run" / "checkpoints") is None
 
 
-def test_the_first_broken_update_is_named_and_the_checkpoint_before_it_is_intact(rank_pool, dataset, tmp_path):
+@pytest.mark.parametrize("seconds_of_write", [0.0, 2.0])
+def test_the_first_broken_update_is_named_and_the_checkpoint_before_it_is_intact(
+    rank_pool, dataset, tmp_path, seconds_of_write
+):
     job = job_in(tmp_path / "run", dataset, checkpoint={"every_steps": 4, "keep": 9})
-    for message, _ in rank_pool.run(2, run, job, 9):
+    for message, _ in rank_pool.run(2, run, job, 9, seconds_of_write):
         assert "became so in the update of step 10" in message
         assert "The newest checkpoint, step_000000008, is from before" in message
     assert_finite(tmp_path / "run")

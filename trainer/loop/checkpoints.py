@@ -108,7 +108,7 @@ class Checkpoints:
         """Raise NonFiniteWeightsError if a weight is not finite, so that none is evaluated. Collective."""
         names = broken_tensors(self.tensors(), self.world)
         if names:
-            raise NonFiniteWeightsError(broken_weights_message(names, self.job, step))
+            raise NonFiniteWeightsError("weights are not finite", tuple(names), step)  # explained by `kept`
 
     def save(self, state: State, examples: Examples | DayExamples, must: bool, is_due: bool = False) -> None:
         """Save a checkpoint. It is written while training continues, after the previous one. Collective.
@@ -151,9 +151,14 @@ class Checkpoints:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Let the checkpoint that is being written end if the body fails, so that it is committed, or leaves no attempt."""
+        """Let the checkpoint that is being written end if the body fails, so that it is committed, or leaves no attempt.
+
+        Explains the body's error of weights that are not finite.
+        """
         try:
             yield
+        except NonFiniteWeightsError as error:
+            raise self._explained(error) from None
         except BaseException:
             self._saver.wait(SECONDS_TO_END)
             raise
@@ -168,11 +173,18 @@ class Checkpoints:
         try:
             yield
         except NonFiniteWeightsError as error:
-            raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, error.step)) from None
+            raise self._explained(error) from None
         except CheckpointError as error:
             if must or self.job.config.checkpoint.on_error == "stop":
                 raise
             self.messages.warn(f"{error}; training continues without it (checkpoint.on_error)")
+
+    def _explained(self, error: NonFiniteWeightsError) -> NonFiniteWeightsError:
+        """Return the error with its causes and the newest checkpoint, which may still be written: this waits for it."""
+        self._saver.wait(SECONDS_TO_END)
+        if not error.names:  # explained before
+            return error
+        return NonFiniteWeightsError(broken_weights_message(error.names, self.job, error.step))
 
     def _after_commit(self, step: int) -> None:
         """Note the best checkpoint, and retire old ones. On the first rank, in the thread that wrote the checkpoint."""

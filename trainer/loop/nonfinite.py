@@ -1,6 +1,6 @@
 """Reactions to a non-finite step: a warning, or an end of the training."""
 
-from trainer.checkpoint.finite import broken_weights_message, rates_of
+from trainer.checkpoint.finite import rates_of
 from trainer.config.job import Job
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError
 from trainer.loop.progress import Messages
@@ -22,8 +22,8 @@ def check_step(result: StepResult, state: State, job: Job, messages: Messages) -
         NonFiniteLossError: More than train.max_nonfinite_steps in a row were not finite.
     """
     if result.broken:
-        names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
-        raise NonFiniteWeightsError(broken_weights_message(names, job, state.step - 1))
+        names = tuple(f"table.{name}.weight" if name else "dense" for name in result.broken)
+        raise NonFiniteWeightsError("weights are not finite", names, state.step - 1)  # explained by Checkpoints.kept
     if result.finite:
         return
     if state.skipped_in_a_row == 1:

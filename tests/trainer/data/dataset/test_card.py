@@ -318,7 +318,7 @@ def test_features_and_catalogue_are_counted(tmp_path: Path) -> None:
     assert values["catalogue"]["without_events"] == 3
     assert values["catalogue"]["items"] == len(known) + 3
     assert checks_in(values)["duplicates"].value is None
-    assert "5002" not in page
+    assert not re.search(r"(?<![\w.])5002(?![\w.])", page)  # digests and numbers of plots may contain these digits
 
 
 def test_times_are_shown_as_dates_of_timestamps_and_as_they_are_of_integers(tmp_path: Path) -> None:
