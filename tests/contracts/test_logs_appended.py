@@ -16,7 +16,7 @@ from cluster.driver.new_logs import check_append, kept_outcome
 from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.support.prepared import write_events
-from trainer.checkpoint.folder import committed, newest, read
+from trainer.checkpoint.folder import FILE_HASH, committed, newest, read
 from trainer.config.job import SILENT, Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, UserError
@@ -77,7 +77,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def tensors(checkpoint: Path) -> dict[str, str]:
-    return {name: entry["sha256"] for name, entry in read(checkpoint).files.items() if name.endswith(".distcp")}
+    return {name: entry[FILE_HASH] for name, entry in read(checkpoint).files.items() if name.endswith(".distcp")}
 
 
 def test_a_trained_run_asks_before_logs_are_appended_and_follows_the_choice(rank_pool: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.commands import DEADLINE, ROOT, Submitted, succeed
+from trainer.checkpoint.folder import FILE_HASH
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +133,7 @@ def tensors(run_dir: Path) -> dict[str, Any]:
     manifests = {path.parent.name: json.loads(path.read_text()) for path in run_dir.glob("checkpoints/*/manifest.json")}
     assert len(manifests) == 2
     return {
-        name: {file: entry["sha256"] for file, entry in manifest["files"].items() if file.endswith(".distcp")}
+        name: {file: entry[FILE_HASH] for file, entry in manifest["files"].items() if file.endswith(".distcp")}
         for name, manifest in manifests.items()
     }
 

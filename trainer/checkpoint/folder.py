@@ -1,7 +1,7 @@
 """The folder of checkpoints: names, commits, verification, retention. Imports no torch, since the command line uses it.
 
     checkpoints/
-      step_000001000/           committed: its manifest.json describes it and has the sha256 of every file
+      step_000001000/           committed: its manifest.json describes it and has a hash of every file
       .step_000001000.<hex>/    an attempt that is being written, or that a dead process left behind
       best.json                 {"step", "metric", "value"} of the best checkpoint so far
 
@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.storage.files import digest_of, hash_file, sync_folder, write_json_atomically
+from trainer.storage.files import HASHES, digest_of, hash_file, sync_folder, write_json_atomically
 from trainer.storage.objects.paths import ObjectPath, remove_tree
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)  # files of version 2 have a sha256
+FILE_HASH = "xxh3_128"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CheckpointManifest:
     versions: dict[str, str]
     """The versions of torch and torchrec."""
     files: dict[str, dict[str, Any]]
-    """{name: {"sha256", "num_bytes"}} of every file."""
+    """{name: {FILE_HASH, "num_bytes"}} of every file."""
     days: dict[str, Any] | None = None
     """The position in daily training (trainer/loop/days.py). None where training goes by epochs."""
     format_version: int = FORMAT_VERSION
@@ -168,9 +170,10 @@ def read(path: Path) -> CheckpointManifest:
         text = (path / "manifest.json").read_text(encoding="utf-8")
         values = json.loads(text)
         is_as_written = text == json.dumps(values, indent=1)
-        if values["format_version"] != FORMAT_VERSION:
+        if values["format_version"] not in READABLE_VERSIONS:
             raise CheckpointError(
-                f"checkpoint {path}: format version {values['format_version']}, this shoal reads {FORMAT_VERSION}"
+                f"checkpoint {path}: format version {values['format_version']}, this shoal reads "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}"
             )
         expected = values.pop("sha256")
         manifest = CheckpointManifest(**values)
@@ -209,8 +212,9 @@ def check_files(path: Path, manifest: CheckpointManifest, share: int = 0, num_sh
             raise CheckpointError(
                 f"checkpoint {path}: {name} has {file.stat().st_size} bytes, the manifest says {expected['num_bytes']}"
             )
-        if hash_file(file) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {path}: {name} is corrupt (its sha256 is not the manifest's)")
+        kind = next(kind for kind in HASHES if kind in expected)
+        if hash_file(file, kind) != expected[kind]:
+            raise CheckpointError(f"checkpoint {path}: {name} is corrupt (its {kind} is not the manifest's)")
 
 
 def _share_of_files(manifest: CheckpointManifest, share: int, num_shares: int) -> list[str]:

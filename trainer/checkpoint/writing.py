@@ -1,10 +1,9 @@
 """Writing of a rank's files of a checkpoint: hashed and flushed while they are written, and repeated after passing errors.
 
-torch's writer decides what is in a file. Here its bytes are hashed by a second thread while they are written, and a third one
-flushes what is written so far, so that processor and disk work at the same time.
+torch's writer decides what is in a file. Here its bytes are hashed just before they are written, and a second thread flushes what
+is written so far, so that processor and disk work at the same time.
 """
 
-import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -21,46 +20,39 @@ from torch.futures import Future as TorchFuture
 from torch.utils.serialization import config as serialization_config
 
 from sharding.errors import picklable
+from trainer.checkpoint.folder import FILE_HASH
+from trainer.storage.files import HASHES
 from trainer.storage.objects.paths import ObjectPath
 from trainer.storage.objects.streams import ObjectWriter
 from trainer.storage.retries import NO_RETRIES, Retries
 
-LARGE_BYTES = 1 << 20  # from this size on, a second thread pays off
-PIECE_BYTES = 16 << 20  # written at a time
+PIECE_BYTES = 1 << 20  # hashed and then written at a time: the processor's cache still holds them for the second
 FLUSH_BYTES = 64 << 20  # written between two flushes
 
 
 class HashingStream(io.RawIOBase):
     """A stream that hashes what is written through it. Sequential: it cannot seek."""
 
-    def __init__(self, stream: IO[bytes], threads: ThreadPoolExecutor) -> None:
+    def __init__(self, stream: IO[bytes], flusher: ThreadPoolExecutor) -> None:
         self._stream = stream
         self._is_object = isinstance(
             stream, ObjectWriter
         )  # which is durable when it is closed, and cannot be flushed before
-        self._threads = threads
+        self._flusher = flusher
         self._flushed: Future[None] | None = None
         self._unflushed = 0
-        self.sha256 = hashlib.sha256()
+        self.hash = HASHES[FILE_HASH]()
         self.num_bytes = 0
 
     def write(self, data: Any) -> int:
-        """Write and hash bytes, and return their number. Both are done when this returns, so the memory may change then."""
+        """Hash and write bytes, and return their number. Both are done when this returns, so the memory may change then."""
         view = memoryview(data).cast("B")
         self.num_bytes += view.nbytes
-        if view.nbytes < LARGE_BYTES:
-            self.sha256.update(view)
-            self._stream.write(view)
-            self._flush_later(view.nbytes)
-            return view.nbytes
-        hashed = self._threads.submit(self.sha256.update, view)
-        try:
-            for begin in range(0, view.nbytes, PIECE_BYTES):
-                piece = view[begin : begin + PIECE_BYTES]
-                self._stream.write(piece)
-                self._flush_later(piece.nbytes)
-        finally:
-            hashed.result()
+        for begin in range(0, view.nbytes, PIECE_BYTES):
+            piece = view[begin : begin + PIECE_BYTES]
+            self.hash.update(piece)
+            self._stream.write(piece)
+            self._flush_later(piece.nbytes)
         return view.nbytes
 
     def finish(self) -> None:
@@ -76,7 +68,7 @@ class HashingStream(io.RawIOBase):
         if self._unflushed >= FLUSH_BYTES and (self._flushed is None or self._flushed.done()):
             self.finish()
             self._unflushed = 0
-            self._flushed = self._threads.submit(os.fdatasync, self._stream.fileno())
+            self._flushed = self._flusher.submit(os.fdatasync, self._stream.fileno())
 
     def writable(self) -> bool:
         return True
@@ -105,13 +97,13 @@ class HashingFileSystem(FileSystem):
             if "w" not in mode:
                 yield stream
                 return
-            # The threads end before the file is closed.
-            with ThreadPoolExecutor(2, thread_name_prefix="checkpoint") as threads:
-                hashing = HashingStream(cast(IO[bytes], stream), threads)
+            # The thread ends before the file is closed.
+            with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as flusher:
+                hashing = HashingStream(cast(IO[bytes], stream), flusher)
                 yield hashing
                 hashing.finish()
             self._on_file()
-            entry = {"sha256": hashing.sha256.hexdigest(), "num_bytes": hashing.num_bytes}
+            entry = {FILE_HASH: hashing.hash.hexdigest(), "num_bytes": hashing.num_bytes}
             self.written[Path(path).name] = entry
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
@@ -148,7 +140,7 @@ class CheckpointWriter(FileSystemWriter):
         """Write this rank's file. A further attempt writes it from the beginning."""
 
         def write() -> TorchFuture[list[WriteResult]]:
-            # The files have a sha256. The checksums of torch's format would take as long again, and nothing reads them.
+            # The files have a hash. The checksums of torch's format would take as long again, and nothing reads them.
             with cast(Any, serialization_config).patch("save.compute_crc32", False):
                 return super(CheckpointWriter, self).write_data(plan, planner)
 

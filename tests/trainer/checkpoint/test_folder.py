@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
+from trainer.checkpoint.folder import FILE_HASH, CheckpointManifest, StoredCheckpoint
 from trainer.errors import CheckpointError
-from trainer.storage.files import hash_file
+from trainer.storage.files import digest_of, hash_file
 
 FILES = {"__0_0.distcp": b"weights of the first rank", "__1_0.distcp": bytes(range(40)), ".metadata": b"\x80\x04meta"}
 
 
 def describe(step: int, attempt: Path) -> CheckpointManifest:
     files = {
-        path.name: {"sha256": hash_file(path), "num_bytes": path.stat().st_size} for path in sorted(attempt.iterdir())
+        path.name: {FILE_HASH: hash_file(path, FILE_HASH), "num_bytes": path.stat().st_size} for path in sorted(attempt.iterdir())
     }
     return CheckpointManifest(
         step=step,
@@ -161,7 +161,18 @@ def test_another_format_version_is_refused(tmp_path):
     path = write_checkpoint(tmp_path, 1)
     values = asdict(checkpoint_folder.read(path)) | {"format_version": 99}
     checkpoint_folder.write_json_atomically(path / "manifest.json", values)
-    with pytest.raises(CheckpointError, match="format version 99, this shoal reads 2"):
+    with pytest.raises(CheckpointError, match="format version 99, this shoal reads 2 and 3"):
+        checkpoint_folder.verify(path)
+
+
+def test_a_checkpoint_of_version_2_is_compared_with_its_sha256(tmp_path):
+    path = write_checkpoint(tmp_path, 1)
+    files = {name: {"sha256": hash_file(path / name), "num_bytes": len(content)} for name, content in FILES.items()}
+    values = asdict(checkpoint_folder.read(path)) | {"format_version": 2, "files": files}
+    checkpoint_folder.write_json_atomically(path / "manifest.json", {**values, "sha256": digest_of(values)})
+    assert checkpoint_folder.verify(path).files == files
+    flip(path / "__1_0.distcp", 3)
+    with pytest.raises(CheckpointError, match=r"__1_0\.distcp is corrupt \(its sha256 is not the manifest's\)"):
         checkpoint_folder.verify(path)
 
 

@@ -17,6 +17,7 @@ from sharding.world import World
 from tests.trainer.checkpoint.test_tensors import ADAGRAD, build, train_and_save
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.folder import FILE_HASH
 from trainer.checkpoint.reader import METADATA_FILE, read_metadata
 from trainer.errors import CheckpointError
 from trainer.storage.files import hash_file
@@ -48,7 +49,7 @@ def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any])
         if file.name != "manifest.json":
             (attempt / file.name).write_bytes(file.read_bytes())
     (attempt / METADATA_FILE).write_bytes(pickle.dumps(change(attempt, read_metadata(good))))
-    files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
+    files = {f.name: {FILE_HASH: hash_file(f, FILE_HASH), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
     return checkpoint_folder.commit(attempt, dataclasses.replace(checkpoint_folder.read(good), files=files))
 
 

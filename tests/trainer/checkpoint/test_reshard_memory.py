@@ -13,7 +13,7 @@ from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from tests.trainer.loop.pieces import check_equal
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
+from trainer.checkpoint.folder import FILE_HASH, CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 from trainer.storage.files import hash_file
 
@@ -87,5 +87,5 @@ def saved_alone(folder: Path, state: dict[str, torch.Tensor]) -> Path:
     """Return a checkpoint of whole tensors, written by one process."""
     attempt = checkpoint_folder.new_attempt(folder, 1)
     dcp.save(state, checkpoint_id=attempt, no_dist=True)
-    files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
+    files = {f.name: {FILE_HASH: hash_file(f, FILE_HASH), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
     return checkpoint_folder.commit(attempt, CheckpointManifest(1, 0, 1, {}, {}, {}, "", {}, {}, files))

@@ -18,7 +18,7 @@ from tests.sharding.tables.lookups import Lookup, ids_of, placed_lookup, step_of
 from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
-from trainer.checkpoint.folder import CheckpointManifest
+from trainer.checkpoint.folder import FILE_HASH, CheckpointManifest
 from trainer.checkpoint.keys import tensors_of
 from trainer.checkpoint.writing import HashingFileSystem
 from trainer.errors import CheckpointError
@@ -156,7 +156,7 @@ def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
     assert manifest.files.keys() == on_disk.keys()
     assert {name.split("_")[2] for name in on_disk if name.endswith(".distcp")} == {"0", "1"}  # a file of each rank
     for name, file in on_disk.items():
-        assert manifest.files[name] == {"sha256": hash_file(file), "num_bytes": file.stat().st_size}
+        assert manifest.files[name] == {FILE_HASH: hash_file(file, FILE_HASH), "num_bytes": file.stat().st_size}
 
 
 def load_into_another(world: World, folder: Path, config: TableConfig) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 from tests.trainer.checkpoint.plain import assert_same, find, load_plain, save_plain, tensors_at
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import reader, writing
+from trainer.checkpoint.folder import FILE_HASH
 from trainer.errors import CheckpointError, NonFiniteWeightsError
 from trainer.storage.files import hash_file
 from trainer.storage.retries import NO_RETRIES, Retries
@@ -48,8 +49,7 @@ class Disk:
         monkeypatch.setattr(FileSystem, "create_stream", failing)
 
 
-def test_large_tensors_are_written_in_pieces_and_hashed_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "LARGE_BYTES", 100)
+def test_large_tensors_are_hashed_and_written_in_pieces_and_flushed_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "PIECE_BYTES", 1000)
     monkeypatch.setattr(writing, "FLUSH_BYTES", 2500)
     flushed: list[int] = []
@@ -59,7 +59,7 @@ def test_large_tensors_are_written_in_pieces_and_hashed_beside(tmp_path: Path, m
     path = save_plain(tmp_path, 1, tensors)
     assert flushed
     for name, entry in checkpoint_folder.verify(path).files.items():
-        assert entry == {"sha256": hash_file(path / name), "num_bytes": (path / name).stat().st_size}
+        assert entry == {FILE_HASH: hash_file(path / name, FILE_HASH), "num_bytes": (path / name).stat().st_size}
     assert_same(load_plain(path, tensors), tensors)
 
 
