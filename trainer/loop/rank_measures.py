@@ -7,6 +7,7 @@ changes no result. FLOPs are counted once, in one step, as the products of matri
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -107,7 +108,15 @@ def record_peak(run_dir: Path, precision: Precision, world: World) -> None:
 
 
 def matmul_peak(device: torch.device, precision: Precision) -> float:
-    """Return the FLOPs per second of a product of two large matrices on this device: the best of a few."""
+    """Return the FLOPs per second of a product of two large matrices on this device: the best of a few.
+
+    Measured once in a process for each device, precision and number of threads.
+    """
+    return _measured_peak(device, precision, torch.get_num_threads())
+
+
+@lru_cache
+def _measured_peak(device: torch.device, precision: Precision, num_threads: int) -> float:
     size = MATMUL_SIZE[device.type]
     left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
     best = float("inf")

@@ -102,7 +102,10 @@ def check_equal_to_local(run: Path, local: Path, done: dict[str, Any], expected:
         assert (run / name).read_bytes() == (local / name).read_bytes(), name
     assert done["results"].metrics == expected["results"].metrics
     newest = [checkpoint_folder.committed(folder / "checkpoints")[0] for folder in (run, local)]
-    hashes = [{Path(k).name: v[checkpoint_folder.FILE_HASH] for k, v in checkpoint_folder.verify(n).files.items()} for n in newest]
+    hashes = [
+        {Path(k).name: v[checkpoint_folder.FILE_HASH] for k, v in checkpoint_folder.verify(n).files.items()}
+        for n in newest
+    ]
     assert hashes[0]["__0_0.distcp"] == hashes[1]["__0_0.distcp"]
     kept = [path.name for path in checkpoint_folder.committed(run / "checkpoints")]
     assert kept == [path.name for path in checkpoint_folder.committed(local / "checkpoints")]

@@ -17,7 +17,8 @@ FILES = {"__0_0.distcp": b"weights of the first rank", "__1_0.distcp": bytes(ran
 
 def describe(step: int, attempt: Path) -> CheckpointManifest:
     files = {
-        path.name: {FILE_HASH: hash_file(path, FILE_HASH), "num_bytes": path.stat().st_size} for path in sorted(attempt.iterdir())
+        path.name: {FILE_HASH: hash_file(path, FILE_HASH), "num_bytes": path.stat().st_size}
+        for path in sorted(attempt.iterdir())
     }
     return CheckpointManifest(
         step=step,

@@ -49,7 +49,9 @@ class Disk:
         monkeypatch.setattr(FileSystem, "create_stream", failing)
 
 
-def test_large_tensors_are_hashed_and_written_in_pieces_and_flushed_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_hashed_and_written_in_pieces_and_flushed_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writing, "PIECE_BYTES", 1000)
     monkeypatch.setattr(writing, "FLUSH_BYTES", 2500)
     flushed: list[int] = []

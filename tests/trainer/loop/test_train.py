@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
@@ -13,6 +14,7 @@ from trainer.config.job import Channel, Job
 from trainer.costing.matmul_peak import read_peak
 from trainer.loop.pace import Pace
 from trainer.loop.progress import next_save
+from trainer.loop.rank_measures import matmul_peak
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
@@ -92,6 +94,12 @@ def test_the_peak_of_matrix_products_of_all_workers_is_recorded(rank_pool, tmp_p
     assert peak is not None
     assert (peak.num_workers, peak.precision) == (2, "float32")
     assert peak.flops_per_second > 1e6
+
+
+def test_the_peak_is_measured_once_in_a_process_for_each_precision():
+    cpu = torch.device("cpu")
+    assert matmul_peak(cpu, "float32") == matmul_peak(cpu, "float32")  # two measurements differ
+    assert matmul_peak(cpu, "float32") != matmul_peak(cpu, "bfloat16")
 
 
 def trained_and_warned(world: World, job: Job) -> tuple[list[int], list[str]]:
