@@ -7,43 +7,29 @@ training loop, the median over the steps. Each turn fits new constants, predicts
 """
 
 import argparse
-import itertools
 import json
-import logging
 import os
 import platform
 import shutil
-import statistics
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
-
 from benchmarks.measure import Comparison
-from cluster.config.run_config import Config, check_config, job_of
+from benchmarks.step_times import step_seconds
+from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from cluster.plan.calibration import fit
 from cluster.plan.simulation.config import SimulationConfig
 from cluster.plan.simulation.simulate import Scaling, read_base, simulate
 from cluster.ray_cluster.session import ray_session
-from sharding.world import current_world
-from trainer.config.job import SILENT
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
-from trainer.loop.train import Training
 
 WORKERS = (1, 2, 4, 8)
-STEPS, WARM_UP = 24, 4
-TIMEOUT = timedelta(minutes=5)
+STEPS = 24
 NUM_USERS, NUM_ITEMS, MEAN_EVENTS = 4000, 3000, 30.0
 
 PREDICTED: dict[str, Any] = {
@@ -211,55 +197,6 @@ def config_of(
     (folder / name).mkdir(parents=True)
     (folder / name / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
     return config
-
-
-def step_seconds(config: Config) -> float:
-    """Train on rank processes, and return the median time of a step of the first rank after the warm-up."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.simulation"])  # each rank is a fork of one import
-    size = config.cluster.num_workers
-    store = config.run_dir / "store"
-    pipes: list[Connection] = []
-    processes = []
-    for rank in range(size):
-        receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, config, str(store), sending), daemon=True)
-        process.start()
-        sending.close()
-        pipes.append(receiving)
-        processes.append(process)
-    try:
-        if not wait(pipes[:1], TIMEOUT.total_seconds()):
-            raise TimeoutError(f"{size} workers did not train within {TIMEOUT}")
-        times: list[float] = pipes[0].recv()
-    finally:
-        for process in processes:
-            process.join(30)
-            process.kill()
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    return statistics.median(steps[WARM_UP:])
-
-
-def _rank(rank: int, config: Config, store: str, pipe: Connection) -> None:
-    """Train as one rank, and send the times at which its steps began."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    size = config.cluster.num_workers
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
-    training = Training(job_of(config), current_world(torch.device("cpu")), SILENT)
-    times: list[float] = []
-    step = training.step
-
-    def timed(*arguments: Any) -> Any:
-        times.append(time.perf_counter())
-        return step(*arguments)
-
-    training.step = timed  # type: ignore[assignment]
-    training.run()
-    pipe.send(times)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

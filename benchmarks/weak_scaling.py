@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import markdown, measure_or_show
-from benchmarks.simulation import BATCH, MEAN_EVENTS, NUM_ITEMS, NUM_USERS, PREDICTED, config_of, step_seconds
+from benchmarks.simulation import BATCH, MEAN_EVENTS, NUM_ITEMS, NUM_USERS, PREDICTED, config_of
+from benchmarks.step_times import step_seconds
 from cluster.data.prepare import prepare
 from cluster.ray_cluster.session import ray_session
 from trainer.data.synthetic.log import generate
