@@ -10,7 +10,7 @@ ORDER = "position"  # column that orders the events of a user
 
 
 def read_events(path: str) -> pa.Table:
-    """Return user_id, item_id (int64, from 0) and position of the events, in order, without each user's last one, the test event."""
+    """Return user_id, item_id (int64, from 0) and position of the events, in order, without the test event of each user."""
     table = pq.read_table(path, columns=["user_id", "item_id", ORDER])
     columns: dict[str, Any] = {
         name: table[name].combine_chunks().dictionary_encode() for name in ("user_id", "item_id")
