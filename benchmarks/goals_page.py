@@ -1,0 +1,122 @@
+"""The goals of speed in one table: `python -m benchmarks.goals_page` writes it into docs/results.md, from stored figures only.
+
+Each line states the file of its figures; the commands are on the same page.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pages import markdown, with_table
+from benchmarks.peers.__main__ import QUESTIONS, ratios
+
+RESULTS, PAGE, MARK = Path("docs/results"), Path("docs/results.md"), "goals"
+OURS = "2 workers"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal with the figure of each turn."""
+
+    question: str
+    file: str
+    turns: Sequence[float]
+    least: float
+    """The goal: the median must reach it."""
+
+    def cells(self) -> list[str]:
+        """Return the cells of its line."""
+        median = statistics.median(self.turns)
+        figure = f"{median:.2f} ({min(self.turns):.2f} - {max(self.turns):.2f})"
+        reached = "reached" if median >= self.least else "missed"
+        return [self.question, f"{self.least:g}", figure, reached, f"[{self.file}](results/{self.file})"]
+
+
+def main() -> None:
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), MARK, table()), encoding="utf-8")
+
+
+def table() -> str:
+    """Return all goals with their figures."""
+    header = ["question", "goal: at least", "median (spread)", "", "figures"]
+    return markdown(header, [goal.cells() for goal in (*_peers(), *_machine(), *_system())])
+
+
+def _peers() -> list[Goal]:
+    file = "benchmark_peers.json"
+    speeds = _read(file)["speeds"]
+    goals = [
+        Goal(f"{name}: two workers, times the fastest other tool", file, ratios(sides, OURS), QUESTIONS[name].goal)
+        for name, sides in speeds.items()
+    ]
+    name = "DIN with Dice, 20 impressions a user"
+    return [*goals, Goal(f"{name}: step, times DeepCTR-Torch's", "benchmark_ranking.json", _of("benchmark_ranking.json", name), 3.0)]
+
+
+def _machine() -> list[Goal]:
+    file = "benchmark_peak.json"
+    names = {
+        precision: f"SASRec step, width 64, full softmax, {precision}, compiled" for precision in ("float32", "bfloat16")
+    }
+    rows = {precision: _row(file, name) for precision, name in names.items()}
+    gains = [half / full for half, full in zip(rows["bfloat16"]["ours"], rows["float32"]["ours"], strict=True)]
+    score = "benchmark_score.json"
+    return [
+        Goal("SASRec step with kernels, of the matmul peak, float32", file, _of(file, names["float32"]), 0.6),
+        Goal("SASRec step with kernels, of the matmul peak, bfloat16", file, _of(file, names["bfloat16"]), 0.4),
+        Goal("bfloat16, times float32, with kernels", file, gains, 1.3),
+        *(
+            Goal(
+                f"evaluation over {items:,} items, of forward at peak, product and top-k",
+                score,
+                _of(score, f"encode and rank, {items:,} items, one thread"),
+                0.7,
+            )
+            for items in (10_000, 100_000, 1_000_000)
+        ),
+    ]
+
+
+def _system() -> list[Goal]:
+    checkpoint = "benchmark_checkpoint.json"
+    goals = [
+        Goal(f"checkpoint, {kind}, {workers}, of bare files", checkpoint, _of(checkpoint, f"checkpoint, {kind}, {workers}"), 0.7)
+        for kind in ("write", "restore")
+        for workers in ("1 worker", "2 workers")
+    ]
+    loop = [
+        Goal(f"whole loop, {workers}, of a bare loop", "benchmark.json", _of("benchmark.json", f"train, {workers}"), 0.95)
+        for workers in ("1 worker", "2 workers")
+    ]
+    scaling = [
+        Goal(
+            f"{name}: weak scaling from one worker to two",
+            "weak_scaling.json",
+            [alone / together for alone, together in zip(sides["alone"], sides["together"], strict=True)],
+            0.9,
+        )
+        for name, sides in _read("weak_scaling.json")["models"].items()
+    ]
+    return [*loop, *goals, *scaling]
+
+
+def _of(file: str, name: str) -> list[float]:
+    """Return the ratios of the turns of a stored comparison."""
+    row = _row(file, name)
+    return [ours / other for ours, other in zip(row["ours"], row["ceiling"], strict=True)]
+
+
+def _row(file: str, name: str) -> dict[str, Any]:
+    return next(row for row in _read(file)["rows"] if row["name"] == name)
+
+
+def _read(file: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    return values
+
+
+if __name__ == "__main__":
+    main()
