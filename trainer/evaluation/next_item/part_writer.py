@@ -1,8 +1,9 @@
 """A worker's file of results, written while the evaluation runs, so that memory does not grow with the number of users."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ GROUP_BYTES = 16 << 20  # rows held before they are written
 class PartWriter:
     """A writer of tables with the same columns, as row groups of some MB."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
         self._path = path
+        self._options = options
         self._writer: pq.ParquetWriter | None = None
         self._tables: list[pa.Table] = []
         self._bytes = 0
@@ -49,18 +51,18 @@ class PartWriter:
         if filled or self._writer is None:
             rows = pa.concat_tables(filled or self._tables[:1])
             if self._writer is None:
-                self._writer = parquet_writer(self._path, rows.schema)
+                self._writer = parquet_writer(self._path, rows.schema, **self._options)
             self._writer.write_table(rows)
         self._tables = []
         self._bytes = 0
 
 
 @contextmanager
-def part_writer(path: Path) -> Iterator[PartWriter]:
-    """Provide a writer of a file, which appears whole at the end or, after an error, not at all."""
+def part_writer(path: Path, **options: Any) -> Iterator[PartWriter]:
+    """Provide a writer of a file, which appears whole at the end or, after an error, not at all. options: pyarrow's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as temporary:
-        writer = PartWriter(temporary)
+        writer = PartWriter(temporary, options)
         try:
             yield writer
         finally:
