@@ -110,7 +110,7 @@ class _Part:
         """Read rows if there are none, and return whether there are some now."""
         while not self._rows.num_rows and self._has_more:
             self.read_more()
-        return self._rows.num_rows > 0
+        return bool(self._rows.num_rows)
 
     def read_more(self) -> None:
         """Append the next row group."""

@@ -4,7 +4,7 @@ The bytes for one rank are the ids of its examples, and then column after column
 receiver know the number of examples and of their events, so neither is sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +101,8 @@ def decode(payload: np.ndarray, counts: list[int], sizes: np.ndarray, template: 
     rows = np.concatenate(([0], np.cumsum(counts)))
     events = np.concatenate(([0], np.cumsum(sizes)))[rows].tolist()
     ids: list[np.ndarray] = [template.row_ids[:0]]
-    of_events = [{name: _first(column, 0) for name, column in template.events.items()}]
-    of_users = [{name: _first(column, 0) for name, column in template.users.items()}]
+    of_events: list[Mapping[str, Column]] = [{name: _first(column, 0) for name, column in template.events.items()}]
+    of_users: list[Mapping[str, Column]] = [{name: _first(column, 0) for name, column in template.users.items()}]
     reading = _Reading(payload)
     for rank, count in enumerate(counts):
         if not count:
