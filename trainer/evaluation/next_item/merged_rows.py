@@ -90,9 +90,10 @@ class _Part:
     """The rows of one worker that are not merged yet, read as they are needed."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._file = open_parquet(path)
+        self._path = path
+        self._footer = parquet_metadata(path)
         self._schema = schema
-        self._groups = iter(range(self._file.num_row_groups))
+        self._groups = iter(range(self._footer.num_row_groups))
         self._rows = schema.empty_table()
         self._has_more = True
 
@@ -117,7 +118,9 @@ class _Part:
         number = next(self._groups, None)
         self._has_more = number is not None
         if number is not None:
-            table = self._file.read_row_group(number, columns=self._schema.names, use_threads=False)
+            # It is opened for each row group: there may be more workers than files that a process may have open.
+            with open_parquet(self._path, metadata=self._footer) as file:
+                table = file.read_row_group(number, columns=self._schema.names, use_threads=False)
             rows = table.select(self._schema.names).cast(self._schema)
             self._rows = pa.concat_tables([self._rows, rows]).combine_chunks()
             assert (np.diff(self._row_ids) >= 0).all(), "a worker writes its rows by ascending row_id"

@@ -12,13 +12,15 @@ from trainer.storage.files import renamed_when_whole
 from trainer.storage.parquet import parquet_writer
 
 GROUP_BYTES = 16 << 20  # rows held before they are written
+MERGED_BYTES = 256 << 20  # of the row groups that the driver holds at a time, one of each worker
 
 
 class PartWriter:
     """A writer of tables with the same columns, as row groups of some MB."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, group_bytes: int, options: Mapping[str, Any]) -> None:
         self._path = path
+        self._group_bytes = group_bytes
         self._options = options
         self._writer: pq.ParquetWriter | None = None
         self._tables: list[pa.Table] = []
@@ -35,7 +37,7 @@ class PartWriter:
         if table.num_rows or not self._tables:
             self._tables.append(table)
             self._bytes += table.nbytes
-        if self._bytes >= GROUP_BYTES:
+        if self._bytes >= self._group_bytes:
             self._write()
 
     def close(self) -> None:
@@ -58,11 +60,17 @@ class PartWriter:
 
 
 @contextmanager
-def part_writer(path: Path, **options: Any) -> Iterator[PartWriter]:
-    """Provide a writer of a file, which appears whole at the end or, after an error, not at all. options: pyarrow's."""
+def part_writer(path: Path, num_parts: int = 1, **options: Any) -> Iterator[PartWriter]:
+    """Provide a writer of a file, which appears whole at the end or, after an error, not at all.
+
+    Args:
+        path: the file.
+        num_parts: number of files that are merged later. With many, their row groups are smaller.
+        options: those of pyarrow's writer.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as temporary:
-        writer = PartWriter(temporary, options)
+        writer = PartWriter(temporary, min(GROUP_BYTES, MERGED_BYTES // num_parts), options)
         try:
             yield writer
         finally:
