@@ -66,14 +66,14 @@ def scaling(values: dict[str, Any]) -> str:
 
 def by_budget(values: dict[str, Any]) -> str:
     """Return the parts of a step that a budget of events changes."""
-    header = ["GPUs", "step", "straggler", "read by all", "data wait", "efficiency"]
+    header = ["GPUs", "step", "straggler", "exchange", "read by all", "efficiency"]
     lines = [
         [
             f"{point['workers']:,}",
             seconds_text(point["step_seconds"]),
             seconds_text(point["parts"]["straggler"]),
+            seconds_text(point["parts"]["exchange"]),
             f"{bytes_text(point['read_bytes_per_second'])}/s",
-            seconds_text(point["parts"]["data_wait"]) if point["parts"]["data_wait"] else "-",
             f"{point['efficiency']:.1%}",
         ]
         for point in values["points"]

@@ -16,6 +16,7 @@ from trainer.storage.files import write_text_atomically
 from trainer.storage.objects.spool import append_text
 
 FILE = "restarts.jsonl"
+EVALUATION = "evaluation"  # the cause of a restart that training does not wait for
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Restart:
     time: float
     """When it was decided, in seconds since 1970."""
     cause: str
-    """ "failure", "preemption", or "resize" where workers were added."""
+    """ "failure", "preemption", or "resize" where workers were added; "evaluation" of workers that evaluate concurrently."""
     text: str
     """One line for people: who failed, where, why, and what was done."""
     trace: str = ""
@@ -48,13 +49,15 @@ def note_restart(run_dir: Path, cause: str, text: str, trace: str) -> None:
 
 
 def note_recovery(run_dir: Path, seconds: float, parts: dict[str, float], steps: int, rows: int) -> None:
-    """Complete the newest restart with the fields of Restart. A full disk is no reason to fail."""
+    """Complete the newest restart of training with the fields of Restart. A full disk is no reason to fail."""
     restarts = read_restarts(run_dir)
-    if not restarts or restarts[-1].seconds is not None:
+    newest = max((n for n, restart in enumerate(restarts) if restart.cause != EVALUATION), default=None)
+    if newest is None or restarts[newest].seconds is not None:
         return
     rounded = {name: round(value, 2) for name, value in parts.items()}
-    known = {**asdict(restarts[-1]), "seconds": round(seconds, 2), "parts": rounded, "steps": steps, "rows": rows}
-    lines = [_line_of(restart) for restart in (*restarts[:-1], Restart(**known))]
+    known = {**asdict(restarts[newest]), "seconds": round(seconds, 2), "parts": rounded, "steps": steps, "rows": rows}
+    restarts[newest] = Restart(**known)
+    lines = [_line_of(restart) for restart in restarts]
     with suppress(OSError):
         write_text_atomically(run_dir / FILE, "".join(lines))
 
@@ -87,6 +90,7 @@ def restarts_text(restarts: Sequence[Restart]) -> str:
     causes = {
         cause: sum(restart.cause == cause for restart in restarts) for cause in ("failure", "preemption", "resize")
     }
+    causes["failed evaluation"] = sum(restart.cause == EVALUATION for restart in restarts)
     counted = ", ".join(f"{number} {cause}{'s' * (number > 1)}" for cause, number in causes.items() if number)
     again = [restart.seconds for restart in restarts if restart.seconds is not None]
     took = f", {duration_text(sum(again) / len(again))} on average until training again" if again else ""

@@ -90,13 +90,15 @@ def _clear_up(
 
 
 def _evaluate_with(evaluators: Workers, job: Job, send: Callable[[dict[str, Any]], None]) -> Evaluate:
-    """Return the function that evaluates a checkpoint on the workers. Their restarts are warnings."""
+    """Return the function that evaluates a checkpoint on the workers. Their restarts are warnings, and lines of the restart log."""
 
     def evaluate(checkpoint: StoredCheckpoint, cancelled: threading.Event) -> dict[str, float]:
         def warn(event: dict[str, Any]) -> None:
             match event["kind"]:
                 case "restart":
                     text = f"{event['reason']}; trying again"
+                    line = f"the evaluation of {checkpoint.path.name}: {event['reason']}"
+                    send({"kind": "evaluation_restart", "text": line, "trace": event.get("trace", "")})
                 case "warning":
                     text = event["text"]
                 case _:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from cluster.config.run_config import Config, job_of
@@ -26,7 +27,7 @@ from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
-from trainer.restart_log import note_recovery, note_restart
+from trainer.restart_log import EVALUATION, note_recovery, note_restart
 from trainer.storage.files import write_json_atomically
 
 STAGE = "train"
@@ -64,16 +65,15 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     started = time.monotonic()
 
     metrics = RunMetrics(_export_of(config, workers))
+    restarting = threading.Lock()  # the thread of concurrent evaluations sends events too
 
     def on_event(event: dict[str, Any]) -> None:
         metrics.on_event(event)
         if event["kind"] == "train":
             record.note_progress(STAGE, {name: event[name] for name in PROGRESS if name in event})
-        elif event["kind"] == "restart":
-            note_restart(config.run_dir, event["cause"], event["text"], event["trace"])
-        elif event["kind"] == "recovered":
-            took = {name: event[name] for name in ("seconds", "parts", "steps", "rows")}
-            note_recovery(config.run_dir, **took)
+        else:
+            with restarting:
+                _note_restarts(config.run_dir, event)
         view.on_event(event)
 
     with stop_on_signal(view) as stop:
@@ -86,6 +86,18 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     announce(view, STAGE, "done")
     view.print_line(_summary(outcome, time.monotonic() - started, _events_per_second(config)))
     return outcome
+
+
+def _note_restarts(run_dir: Path, event: dict[str, Any]) -> None:
+    """Write restarts of workers, and what they took, into the restart log."""
+    match event["kind"]:
+        case "restart":
+            note_restart(run_dir, event["cause"], event["text"], event["trace"])
+        case "evaluation_restart":
+            note_restart(run_dir, EVALUATION, event["text"], event["trace"])
+        case "recovered":
+            took = {name: event[name] for name in ("seconds", "parts", "steps", "rows")}
+            note_recovery(run_dir, **took)
 
 
 def _export_of(config: Config, workers: Workers) -> Callable[[dict[str, float]], None]:

@@ -176,6 +176,13 @@ def all_reduce_seconds(num_bytes: float, topology: Topology) -> float:
     return float(topology.costs.network * num_bytes * _seconds_per_byte(ranks, topology)[2].max())
 
 
+def all_to_all_seconds(num_bytes: float, topology: Topology) -> float:
+    """Return the time in which each rank sends so many bytes, equally many to each rank, without latency."""
+    ranks = rank_group(topology.num_devices, min(topology.devices_per_host, topology.num_devices))
+    each = num_bytes / topology.num_devices
+    return float(topology.costs.network * each * _seconds_per_byte(ranks, topology)[0].max())
+
+
 def features(
     use: TableUse, shares: Shares, ranks: RankGroup, topology: Topology, communication: CommunicationConfig
 ) -> Features:

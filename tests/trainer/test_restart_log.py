@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainer.restart_log import FILE, note_recovery, note_restart, read_restarts, restarts_text
+from trainer.restart_log import EVALUATION, FILE, note_recovery, note_restart, read_restarts, restarts_text
 
 
 def test_a_restart_is_completed_by_the_recovery_that_follows_and_no_other(tmp_path: Path) -> None:
@@ -17,6 +17,16 @@ def test_a_restart_is_completed_by_the_recovery_that_follows_and_no_other(tmp_pa
     assert (second.seconds, second.parts, second.steps, second.rows) == (12.35, {"imports": 2.0}, 3, 24)
     text = "after 1 failure, 1 preemption, 12.3 s on average until training again; 24 rows trained again"
     assert restarts_text([first, second]) in (text, text.replace("12.3", "12.4"))
+
+
+def test_a_restart_of_an_evaluation_is_not_completed_by_a_recovery_of_training(tmp_path: Path) -> None:
+    note_restart(tmp_path, "failure", "rank 0 died", "")
+    note_restart(tmp_path, EVALUATION, "the evaluation of step_000000007: rank 1 died", "trace")
+    note_recovery(tmp_path, 5.0, {}, 1, 8)
+    training, evaluation = read_restarts(tmp_path)
+    assert (training.seconds, training.rows) == (5.0, 8)
+    assert (evaluation.seconds, evaluation.trace) == (None, "trace")
+    assert restarts_text([training, evaluation]).startswith("after 1 failure, 1 failed evaluation, 5.0")
 
 
 def test_a_line_of_an_earlier_version_and_half_a_line_are_no_reason_to_fail(tmp_path: Path) -> None:

@@ -13,5 +13,6 @@ Files:
     run_header.py       header of reports: run, model, data, duration, changed settings
     slice_features.py   slices by features of users, items and impressions
     slices.py           slices of users or impressions, and the worst of them
+    spooled.py          arrays with an entry per user, in temporary files
     training_cost.py    cost of a training for the report: FLOPs, speed, stages
 """

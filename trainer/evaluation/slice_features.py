@@ -16,6 +16,7 @@ from trainer.data.dataset.vocabulary import ids_of_numbers, read_values, read_vo
 from trainer.data.stream.columns import Column, Lists
 from trainer.errors import UserError
 from trainer.evaluation.slices import Slice, quarters
+from trainer.evaluation.spooled import kept
 from trainer.storage.parquet import read_parquet
 
 MOST_VALUES = 32  # of a feature of users that is sliced by default
@@ -95,7 +96,7 @@ def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: M
     for code, label in zip(shown, labels_of(feature, found_ids[shown], folder, manifest), strict=True):
         inside = np.zeros(len(values), dtype=np.bool_)
         inside[owners[codes == code]] = True
-        yield Slice(slice_name(feature), label, inside)
+        yield Slice(slice_name(feature), label, kept(inside))
 
 
 def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Manifest, unknown: bool) -> pa.Array:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.spooled import kept
+
 MIN_USERS = 50  # inside and outside of a slice, for the test
 LEVEL = 0.05  # of the test, over all slices together
 NUM_WORST = 5  # slices that a report names
@@ -52,7 +54,7 @@ def quarters(name: str, values: np.ndarray, text: Callable[[float, float], str])
     cuts = np.unique(np.quantile(known, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
     quarter = np.where(np.isnan(values), -1, np.searchsorted(cuts, values, side="left"))
     for number in range(cuts.size):
-        inside = quarter == number
+        inside = kept(quarter == number)
         yield Slice(name, text(values[inside].min(), values[inside].max()), inside)
 
 
@@ -66,7 +68,7 @@ def steps(name: str, values: np.ndarray, bounds: Sequence[tuple[float, str]]) ->
     """
     place = np.maximum(np.searchsorted([first for first, _ in bounds], values, side="right") - 1, 0)
     for number, (_, value) in enumerate(bounds):
-        inside = place == number
+        inside = kept(place == number)
         if inside.any():
             yield Slice(name, value, inside)
 

@@ -33,7 +33,7 @@ from trainer.storage.files import digest_of
 from trainer.tasks.next_item.task import NextItemTask
 from trainer.tasks.ranking.daily_training import DailyTraining
 from trainer.tasks.ranking.task import RankingTask
-from trainer.tasks.task import Stream, Task
+from trainer.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -223,21 +223,3 @@ def build_step(
         ema,
         job.config.train.precision,
     )
-
-
-def checked_stream(task: Task, world: World) -> Stream:
-    """Return this rank's training stream. Collective.
-
-    Raises UserError on all ranks if one of them finds that a file differs from the manifest.
-    """
-    stream = None
-    complaint = None
-    try:
-        stream = task.stream(world)
-    except UserError as error:
-        complaint = str(error)
-    complaints = [str(text) for text in world.gather_objects(complaint) if text is not None]
-    if complaints:
-        raise UserError(complaints[0])
-    assert stream is not None
-    return stream

@@ -75,6 +75,9 @@ def _steps_of_epochs(epochs: int, batches: GlobalBatches, world: World, limit: i
     Under a budget of events, counting goes through all examples of an epoch, so the ranks share the epochs.
     """
     steps = torch.zeros(epochs, dtype=torch.int64)
-    for epoch in range(world.rank, epochs, world.world_size):
-        steps[epoch] = batches.num_steps(epoch, limit)
+    for first in range(0, epochs, world.world_size):
+        epoch = first + world.rank
+        count = batches.count_steps(epoch if epoch < epochs else None, limit)
+        if epoch < epochs:
+            steps[epoch] = count
     return world.sum(steps.to(world.device)).cpu()

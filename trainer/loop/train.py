@@ -13,10 +13,9 @@ import torch
 from sharding.world import World
 from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
-from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.fault_points import reach
-from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step, checked_stream
+from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.compiled_kernels import kernels_of_ranks
 from trainer.loop.early_stopping import out_of_patience
@@ -71,7 +70,7 @@ class Training:
         self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
         self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
         self.profiler = StepProfiler(job.run_dir, world.rank, job.config.tracking.profile_steps)
-        self.stream = checked_stream(self.built.task, world)
+        self.stream = self.built.task.stream(world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
@@ -94,7 +93,7 @@ class Training:
             reason = "early"
         elif self.state.step < self.total_steps:
             record_peak(self.job.run_dir, self.job.config.train.precision, self.world)
-            with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
+            with self.checkpoints.kept(), self.stream.read_ahead(self.state.position, self.timetable.end) as steps:
                 reason = self._loop(steps)
         self.checkpoints.finish()
         self.progress.report_saved(self.checkpoints.collect())

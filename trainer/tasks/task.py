@@ -3,7 +3,8 @@
 The loop itself knows no task: it trains any model with these few methods on any batches with these few fields.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +83,12 @@ class Stream(Protocol):
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[Any]]:
         """Yield every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
 
+    def read_ahead(self, start: Position, num_epochs: int) -> AbstractContextManager[Iterable[Step[Any]]]:
+        """Return the same steps, read in the background while they are used.
+
+        If ranks exchange examples, each `next` is collective.
+        """
+
 
 class Evaluator(Protocol):
     """One split of the dataset, which can be evaluated any number of times."""
@@ -107,7 +114,10 @@ class Task(Protocol):
         """Return the model, a `Model`, with its tables on a device: the meta device if they are sharded later."""
 
     def stream(self, world: World) -> Stream:
-        """Return this rank's training stream. Raises UserError, on this rank alone, if a file differs from the manifest."""
+        """Return this rank's training stream. Collective.
+
+        Raises UserError on all ranks if one of them finds that a file differs from the manifest.
+        """
 
     def complete_batch(self, batch: Any, position: Position, world: World) -> Any:
         """Return a batch, on the CPU, with what it needs from the global batch. Collective.

@@ -27,7 +27,6 @@ from trainer.tasks.demand import DatasetFacts
 Float64 = NDArray[np.float64]
 
 MOST_LENGTHS = 256  # lengths for which costs are computed; those between are interpolated
-ASSUMED_ROWS_PER_GROUP = 4096  # the most that prepare writes
 ASSUMED_BYTES_PER_EVENT = 6.0  # an item and a time, compressed
 
 
@@ -40,7 +39,6 @@ class TrainingSet:
     num_items: int
     features: UsedFeatures
     bytes_per_event: float  # of all files per input event of an epoch
-    rows_per_group: float  # mean rows of a row group
     assumptions: tuple[str, ...]  # in place of the facts of a dataset, a sentence each
     facts: DatasetFacts  # on which look-ups depend
     ranking: TrainingFacts | None = None  # the facts of a dataset of impressions
@@ -105,7 +103,6 @@ def read_training_set(config: Config, histories: HistoriesConfig, num_items: int
     return replace(
         _with_empty(counted, empty, facts.num_items, facts.features, ()),
         bytes_per_event=sum(part.num_bytes for part in manifest.parts) / max(1.0, counted.num_events),
-        rows_per_group=float(np.mean(manifest.group_rows)),
         facts=dataset_facts(manifest, config.model.inputs),
         ranking=ranking,
     )
@@ -168,7 +165,6 @@ def _with_empty(
         num_items,
         used,
         ASSUMED_BYTES_PER_EVENT,
-        ASSUMED_ROWS_PER_GROUP,
         assumptions,
         # The last event of a history is a target only.
         facts_of(used, num_items + 1, float(counts @ lengths / counts.sum()) + 1.0),

@@ -8,7 +8,8 @@ speed       of a worker: 1 alone on its host, busy_core_speed if all cores of th
 dense       a rank's FLOPs / (peak_flops x efficiency) + memory_factor x bytes / device_bandwidth, on average, x busy / speed
 straggler   what the busiest rank takes longer than that. Workers that share cores fill the waiting of others, so the time of the
             phase is the larger one of the busiest rank's work alone and of the mean work x busy
-tables      the prediction of sharding.planning.costs for the plan of W workers, x busy / speed
+tables      the prediction of sharding.planning.costs for the plan of W workers, x busy / speed; with batch_tokens their exchange
+            includes that of examples
 sums        2 all-reduces (4 with clip_norm): the gradient of dense weights, and the numbers on which ranks agree, x busy / speed
 other       step_seconds x busy / speed
 data wait   what reading the rows of a step takes longer than the step: files are read ahead
@@ -26,11 +27,13 @@ from cluster.plan.grids import Planned
 from cluster.plan.simulation.examples import DenseWork, TrainingSet
 from cluster.plan.simulation.profiles import Constants
 from cluster.plan.simulation.straggler import ExampleWork, slowest_of_budget, slowest_of_examples
-from sharding.planning.costs import all_reduce_seconds
+from sharding.planning.costs import all_reduce_seconds, all_to_all_seconds
 from sharding.planning.topology import Topology
 
 NETWORK_PHASES = ("input", "output", "gradient")
 FLOAT = 4
+UNPACKED = 2.0  # bytes of an event that is sent over those in files: an item and a time have 12, and about 6
+LENGTH_BYTES = 8  # of an example of the global batch: a rank asks another one for its length
 AGREED_NUMBERS = 8  # on which ranks agree in a step, besides two of each rank
 
 
@@ -143,7 +146,7 @@ def step_seconds(
         dense=dense,
         straggler=max(0.0, slowest / machine.speed - dense),
         look_up=(sum(phases.values()) - exchange) * slowdown,
-        exchange=exchange * slowdown,
+        exchange=(exchange + _example_seconds(config, examples, machine.topology)) * slowdown,
         sums=_sum_seconds(config, work, machine) * slowdown,
         other=machine.constants.step_seconds.value * slowdown,
         data_wait=0.0,
@@ -170,14 +173,21 @@ def read_bytes(config: Config, examples: TrainingSet, num_ranks: int) -> float:
     """Return the bytes that a rank reads in a step.
 
     A batch of a number of examples is dealt by streams of row groups, which ranks share if there are more of them than streams. A
-    batch of a budget of events is dealt by length, so a rank reads every row group of which it has a row.
+    batch of a budget of events is dealt by length: each row group is read by one rank, which sends its examples to the others.
     """
     events = examples.batch_examples(config) * examples.mean / num_ranks
-    if config.train.batch_tokens is None:
-        times = float(-(-num_ranks // config.train.streams))
-    else:
-        times = num_ranks * (1.0 - (1.0 - 1.0 / num_ranks) ** examples.rows_per_group)
+    fixed = config.train.batch_tokens is None
+    times = float(-(-num_ranks // config.train.streams)) if fixed else 1.0
     return events * examples.bytes_per_event * times
+
+
+def _example_seconds(config: Config, examples: TrainingSet, topology: Topology) -> float:
+    """Return the time in which ranks exchange the examples of a step, and the lengths by which they are dealt."""
+    if config.train.batch_tokens is None:
+        return 0.0
+    num_bytes = UNPACKED * read_bytes(config, examples, topology.num_devices)
+    num_bytes += LENGTH_BYTES * examples.batch_examples(config)
+    return all_to_all_seconds(num_bytes, topology)
 
 
 def read_seconds(config: Config, examples: TrainingSet, machine: Machine) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.driver import evaluated_training
 from cluster.driver.evaluated_training import train_and_evaluate
-from cluster.driver.train_stage import planned_job
+from cluster.driver.train_stage import _note_restarts, planned_job
 from cluster.errors import JobCancelledError
 from cluster.ray_cluster import session
 from cluster.workers import jobs
@@ -26,6 +26,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
 from trainer.loop.state import Best
 from trainer.loop.validations import due_mark, read_validations
+from trainer.restart_log import read_restarts
 
 DEADLINE = 20.0
 
@@ -136,6 +137,30 @@ def test_a_user_who_stops_the_wait_for_evaluations_stops_the_run(tmp_path: Path)
         outcome, _ = ended(tmp_path, group)
     assert outcome == Outcome("stopped", 10, None, None)
     assert group.logged == []
+
+
+def test_a_restart_of_evaluation_workers_is_in_the_restart_log_of_the_run(tmp_path: Path) -> None:
+    with mock.patch.object(Group, "run", _with_a_restart(Group.run)):
+        outcome, events = ended(tmp_path, Group({10: 0.3}, last=10))
+    assert outcome.reason == "finished"
+    for event in events:
+        _note_restarts(tmp_path / "run", event)
+    assert [(restart.cause, restart.text, restart.trace) for restart in read_restarts(tmp_path / "run")] == [
+        ("evaluation", "the evaluation of step_000000010: rank 0 died", "its trace")
+    ]
+    warnings = [event["text"] for event in events if event["kind"] == "warning"]
+    assert warnings == ["the evaluation of step_000000010: rank 0 died; trying again"]
+
+
+def _with_a_restart(run: Any) -> Any:
+    def restarted(
+        self: Group, function: Any, argument: Any, on_event: Any, stop: Any = None, cancel: Any = None
+    ) -> Any:
+        if function is jobs.validate:
+            on_event({"kind": "restart", "reason": "rank 0 died", "text": "restart", "trace": "its trace"})
+        return run(self, function, argument, on_event, stop, cancel)
+
+    return restarted
 
 
 def _with_evaluations_that_wait(run: Any) -> Any:

@@ -1,5 +1,6 @@
 """Raw values of ids, read back from a dataset."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.storage.files import refusal_cause
-from trainer.storage.parquet import read_parquet
+from trainer.storage.parquet import open_parquet, read_parquet
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,20 @@ def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
     return whole(_read(folder / manifest.vocabularies[table].path, ["value"]).column("value"))
 
 
+def iterate_values(folder: Path, manifest: Manifest, table: str) -> Iterator[tuple[int, pa.Array]]:
+    """Yield what `read_values` returns in pieces, each with the id or number of its first value. Raises UserError like it."""
+    path = folder / manifest.vocabularies[table].path
+    first = 1
+    try:
+        file = open_parquet(path, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            values = whole(file.read_row_group(group, columns=["value"], use_threads=False).column("value"))
+            yield first, values
+            first += len(values)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
 def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False) -> np.ndarray:
     """Return the id of every number of the catalogue, including number 0 (no item): (catalogue + 1,) int32.
 
@@ -72,9 +87,13 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     try:
         return read_parquet(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        if (cause := refusal_cause(error)) is not None:
-            raise UserError(f"dataset {path}: cannot be read: {cause}") from error
-        raise UserError(
-            f"dataset {path}: cannot be read ({error}); the file is damaged, missing or was changed: delete the dataset folder "
-            "and run `shoal prepare`"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if (cause := refusal_cause(error)) is not None:
+        return UserError(f"dataset {path}: cannot be read: {cause}")
+    return UserError(
+        f"dataset {path}: cannot be read ({error}); the file is damaged, missing or was changed: delete the dataset folder "
+        "and run `shoal prepare`"
+    )

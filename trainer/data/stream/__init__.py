@@ -1,5 +1,8 @@
 """Streams from a dataset to batches: the order of examples, row groups, and jagged batches of one rank.
 
+Packages:
+    exchange  exchange of examples between the ranks, for batches of a budget of events
+
 Files:
     catalogue_reader.py   reads the catalogue: table rows and features of every item id
     columns.py            packed columns: take, join and cut

@@ -17,7 +17,7 @@ from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from trainer.data.dataset.features import MISSING, decoder_of, hash_rows
 from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest
-from trainer.data.dataset.vocabulary import ids_of_numbers, read_vocabulary
+from trainer.data.dataset.vocabulary import ids_of_numbers, iterate_values
 from trainer.data.inputs import UsedFeatures, features_of, ticks_per_second
 from trainer.data.stream.columns import Lists, take
 from trainer.data.stream.row_groups import ColumnSelection, column_of
@@ -41,7 +41,10 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
     rows = np.arange(num_ids)
     rows[num_known:] = 0
     if isinstance(tables["item"].ids, HashIdsConfig):
-        rows[1:num_known] = hash_rows(read_vocabulary(folder, manifest).values, tables["item"].ids.num_rows)
+        for first, values in iterate_values(folder, manifest, "item"):
+            of_values = ids[first : first + len(values)]
+            known = (of_values > 0) & (of_values < num_known)
+            rows[of_values[known]] = hash_rows(values, tables["item"].ids.num_rows)[known]
     number_of_id = np.zeros(num_ids, np.int64)
     number_of_id[ids] = np.arange(ids.size)
     number_of_id[0] = 0

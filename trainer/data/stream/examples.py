@@ -6,6 +6,7 @@ window, so only the oldest window of a row is shorter. Without windows every exa
 number of its row.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -62,6 +63,8 @@ class Examples:
     train_end: np.ndarray | None = None
     # Whether long histories are cut into windows.
     windows: bool = False
+    # Reads `train_end` of the rows of a group, if it is not kept of all rows.
+    read_ends: Callable[[int], np.ndarray] | None = None
 
     @cached_property
     def num_examples(self) -> int:
@@ -107,15 +110,22 @@ class Examples:
 
     def _windows_of(self, group: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (row, window) of every example of a group: row by row, the most recent window first."""
+        if self.read_ends is not None:
+            return windows_of(self.read_ends(group), self.max_history)
         assert self.train_end is not None
-        counts = num_windows(self.train_end[self.first_rows[group] : self.first_rows[group + 1]], self.max_history)
-        rows = np.repeat(np.arange(counts.size), counts)
-        return rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        return windows_of(self.train_end[self.first_rows[group] : self.first_rows[group + 1]], self.max_history)
 
 
 def num_windows(train_end: np.ndarray, max_history: int) -> np.ndarray:
     """Return the number of windows of each row, at least one: (n,) int64."""
     return np.maximum(1, -(-(train_end.astype(np.int64) - 1) // max_history))
+
+
+def windows_of(train_end: np.ndarray, max_history: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row, window) of every window of some rows, (n,) int64 each: row by row, the most recent window first."""
+    counts = num_windows(train_end, max_history)
+    rows = np.repeat(np.arange(counts.size), counts)
+    return rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def examples_of(
@@ -134,7 +144,7 @@ def examples_of(
         with_lengths: whether the lengths of examples are needed.
         last_is_input: whether the last training event of a history is an input too, which adds one input event.
     """
-    typical = max(1, min(max_history, reader.num_events // max(1, sum(reader.group_rows))))
+    typical = typical_events(reader, max_history)
     windows = long_histories == "windows"
     if not windows and not with_lengths:
         return Examples(reader.group_rows, reader.first_rows, max_history, typical)
@@ -144,3 +154,8 @@ def examples_of(
         counts = num_windows(train_end, max_history)
         sizes = tuple(np.add.reduceat(counts, reader.first_rows[:-1]).tolist())
     return Examples(sizes, reader.first_rows, max_history, typical, train_end, windows)
+
+
+def typical_events(reader: RowGroupReader, max_history: int) -> int:
+    """Return the approximate number of input events of an example, for the sizes of buffers."""
+    return max(1, min(max_history, reader.num_events // max(1, sum(reader.group_rows))))

@@ -6,6 +6,7 @@ training resumes from any position, with any number of ranks, with the identical
 A batch has a fixed number of examples, or a budget of input events (`batch_tokens`): then it is the longest run of
 examples within the budget. In the first case the examples of a batch are dealt evenly, mostly by streams of the order.
 In the second they are dealt by length, so that all ranks have about equal work. Neither limits the number of ranks.
+With `lengths`, ranks exchange the examples of such batches (trainer.data.stream.exchange). Without, a rank reads all of them.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import numpy as np
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.dealing import dealt, runs_within
 from trainer.data.stream.examples import Chosen, Examples
+from trainer.data.stream.exchange.counting import count_steps
+from trainer.data.stream.exchange.lengths import ExampleLengths
 from trainer.data.stream.order import STREAMS, EpochOrder, Position, steps_per_epoch
 
 CHUNK_EVENTS = 1 << 20  # approximate events for which a rank reads row groups at a time
@@ -103,15 +106,17 @@ class GlobalBatches:
     world_size: int
     # Number of streams of the order.
     streams: int = STREAMS
+    # Lengths of examples, if ranks divide them and exchange examples.
+    lengths: ExampleLengths | None = None
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
         """Yield all steps from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
 
         With daily training epochs are days: the steps go up to day `num_epochs`, which is not trained.
         """
-        size = min(MAX_CHUNK_EXAMPLES, self.world_size * max(1, CHUNK_EVENTS // self.examples.typical_events))
+        size = self.chunk_examples
         for epoch in range(start.epoch, num_epochs):
-            order = self._order(epoch)
+            order = self.order(epoch)
             first = start.trained if epoch == start.epoch else 0
             while first < order.num_examples:
                 chunk = (
@@ -120,7 +125,13 @@ class GlobalBatches:
                 first = int(chunk.bounds[-1])
                 yield chunk
 
-    def _order(self, epoch: int) -> EpochOrder:
+    @property
+    def chunk_examples(self) -> int:
+        """Number of examples that are processed at a time, over all ranks."""
+        return min(MAX_CHUNK_EXAMPLES, self.world_size * max(1, CHUNK_EVENTS // self.examples.typical_events))
+
+    def order(self, epoch: int) -> EpochOrder:
+        """Return the order of the examples of an epoch, or day."""
         return EpochOrder(self.examples.of(epoch).group_sizes, self.seed, epoch, self.streams)
 
     def num_steps(self, epoch: int, limit: int | None = None) -> int:
@@ -130,13 +141,24 @@ class GlobalBatches:
         """
         if self.batch_tokens is None:
             return steps_per_epoch(self.examples.of(epoch).num_examples, self.batch_size)
-        order = self._order(epoch)
+        order = self.order(epoch)
         count = first = 0
         while first < order.num_examples and (limit is None or count < limit):
             bounds, _ = self._runs(order, first, MAX_CHUNK_EXAMPLES)
             count += bounds.size - 1
             first = int(bounds[-1])
         return count
+
+    def count_steps(self, epoch: int | None, limit: int | None = None) -> int:
+        """Return the number of steps of a whole epoch, counted up to `limit`, or 0 for None. Collective.
+
+        Each rank may count another epoch. None takes part without counting.
+        """
+        if self.lengths is None:
+            return 0 if epoch is None else self.num_steps(epoch, limit)
+        assert self.batch_tokens is not None
+        order = None if epoch is None else self.order(epoch)
+        return count_steps(order, self.lengths, self.batch_tokens, limit, MAX_CHUNK_EXAMPLES)
 
     def share_warning(self) -> str | None:
         """Return a warning if some ranks train nothing, or clearly less than others; None if shares are even."""
@@ -160,7 +182,7 @@ class GlobalBatches:
                 f"{what} for {self.world_size} workers: some train {largest} examples of a batch, others train {largest - 1} and "
                 f"wait. Set train.batch_size to a multiple of {self.world_size}, such as {largest * self.world_size}"
             )
-        if self.world_size > self.streams:
+        if self.world_size > self.streams and self.lengths is None:
             shared = -(-self.world_size // self.streams)
             return (
                 f"train.streams = {self.streams} for {self.world_size} workers: up to {shared} workers read each row group, each "

@@ -4,7 +4,8 @@ Inputs and targets of a block of steps are gathered from the same positions, shi
 of them. So no Python loop runs over rows or events.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,14 +18,17 @@ from models.features.catalogue import Catalogue
 from models.objectives.config import SampledObjectiveConfig
 from trainer.data.dataset.manifest import UNKNOWN_ID
 from trainer.data.stream.columns import Column, slice_all, stretches, take_all, zero_like
-from trainer.data.stream.examples import Chosen
+from trainer.data.stream.examples import Chosen, Examples
+from trainer.data.stream.exchange.rounds import Received, Rounds, stretches_of
+from trainer.data.stream.exchange.steps import ExchangedSteps
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.masking import masked_events, times_before
 from trainer.data.stream.negatives import NOTHING, NegativeDraws
 from trainer.data.stream.order import Position
 from trainer.data.stream.packed import PackedHistories
+from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.row_groups import RowGroupReader
-from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
+from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps, steps_of_chunk
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,45 @@ class TrainStream:
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
         """Yield every step from `start` to the end of epoch `num_epochs - 1`, the same number on every rank."""
-        for packed in self.packed(start, num_epochs):
-            batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
-            yield Step(batch, packed.epoch, packed.before, packed.after)
+        return map(self._step, self.packed(start, num_epochs))
+
+    def _step(self, packed: PackedStep[JaggedHistories]) -> Step[HistoryBatch]:
+        batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
+        return Step(batch, packed.epoch, packed.before, packed.after)
+
+    @contextmanager
+    def read_ahead(self, start: Position, num_epochs: int) -> Iterator[Iterable[Step[HistoryBatch]]]:
+        """Yield the same steps, read in the background. If ranks exchange examples, each `next` is collective."""
+        if self.batches.lengths is None:
+            with Prefetch(self.steps(start, num_epochs)) as steps:
+                yield steps
+            return
+        examples = self.batches.examples
+        assert isinstance(examples, Examples)
+        assert self.batches.batch_tokens is not None
+        ahead = int(not self.model.masks_items)
+        rank, world_size = self.batches.rank, self.batches.world_size
+        rounds = Rounds(self.reader, examples, self.batches.batch_tokens, ahead, rank, world_size)
+        stretches = stretches_of(self.batches, self.reader.group_events, start, num_epochs)
+
+        def build(received: Received) -> Iterator[Step[HistoryBatch]]:
+            return map(self._step, self._exchanged(received, rounds))
+
+        with ExchangedSteps(self.batches.lengths, stretches, rounds.prepare, build) as exchanged:
+            yield exchanged
+
+    def _exchanged(self, received: Received, rounds: Rounds) -> Iterator[PackedStep[JaggedHistories]]:
+        """Yield the steps of a round from the examples that arrived."""
+        arrived, packed = rounds.decoded(received)
+        return steps_of_chunk(
+            received.arriving.chunk,
+            packed,
+            received.arriving.row,
+            lambda histories, rows, chosen: replace(
+                self._gather(histories, rows, chosen), row_ids=arrived.row_ids[rows]
+            ),
+            self.batches.examples.typical_events,
+        )
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """Yield the same steps as packed arrays, before any look-up or layout. A share may have no history."""

@@ -7,7 +7,8 @@ the events strictly before it (history_end). They are the same for any other imp
 and when it is held out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import Deal, bounds_of
 from trainer.data.stream.order import Position
 from trainer.data.stream.packed import PackedHistories
+from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
@@ -142,6 +144,12 @@ class ImpressionStream:
             batch = ranking_batch(packed.share, self.catalogue, self.reach)
             batch = with_cuts(batch, self.micro_batch_tokens)
             yield Step(batch, packed.epoch, packed.before, packed.after)
+
+    @contextmanager
+    def read_ahead(self, start: Position, num_epochs: int) -> Iterator[Iterable[Step[RankingBatch]]]:
+        """Yield the same steps, read in the background."""
+        with Prefetch(self.steps(start, num_epochs)) as steps:
+            yield steps
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:
         """Yield the same steps as packed arrays. A share may be empty."""

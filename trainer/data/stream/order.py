@@ -56,10 +56,14 @@ class EpochOrder:
         return min(self.max_streams, len(self.group_sizes))
 
     @cached_property
+    def permuted(self) -> np.ndarray:
+        """Row groups in the order in which they are dealt to the streams, (groups,) int64."""
+        return np.random.default_rng([self.seed, self.epoch, 0]).permutation(len(self.group_sizes))
+
+    @cached_property
     def _dealt(self) -> list[np.ndarray]:
         """Row groups of each stream, in the order in which the stream reads them."""
-        permuted = np.random.default_rng([self.seed, self.epoch, 0]).permutation(len(self.group_sizes))
-        return [permuted[stream :: self.num_streams] for stream in range(self.num_streams)]
+        return [self.permuted[stream :: self.num_streams] for stream in range(self.num_streams)]
 
     @cached_property
     def _layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -87,9 +87,9 @@ class PartFiles:
         self._footer_bytes = 0
         self._first_seen: dict[str, tuple[int, ...]] = {}
 
-    def check(self) -> None:
-        """Open every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""
-        for path in self._expected:
+    def check(self, share: int = 0, num_shares: int = 1) -> None:
+        """Open the files of one share. Raises UserError naming a file, and if applicable its column, that differs."""
+        for path in list(self._expected)[share::num_shares]:
             try:
                 self._retried(path, lambda path=path: self._file(path))  # type: ignore[misc]
             except (OSError, pa.ArrowException, _ChangedError) as error:
@@ -123,16 +123,12 @@ class PartFiles:
         # One thread: reading runs in parallel to training, which uses the other cores.
         return self._retried(path, lambda: self._file(path).read_row_groups(numbers, columns=names, use_threads=False))
 
-    def read_whole(self, path: str, columns: list[str]) -> pa.Table:
-        """Read columns of all row groups of a file. Raises UserError naming the file."""
+    def read_several(self, path: str, numbers: list[int], columns: list[str]) -> pa.Table:
+        """Read columns of some row groups of a file as one table. Raises UserError naming the file."""
         try:
-            return self._retried(path, lambda: self._file(path).read(columns=columns, use_threads=False))
+            return self._read(path, numbers, columns)
         except (OSError, pa.ArrowException, _ChangedError) as error:
             raise self._unreadable(path, error) from error
-
-    def group_rows(self, path: str) -> tuple[int, ...]:
-        """Return the rows of each row group of a file."""
-        return _group_rows(self._file(path))
 
     def _retried(self, path: str, work: Callable[[], T]) -> T:
         """Repeat work on a file after errors that may pass. Each further attempt opens the file again."""

@@ -66,7 +66,8 @@ class RowGroupReader:
         self.selection = selection
         self.group_rows = manifest.group_rows
         self.first_rows = np.concatenate(([0], np.cumsum(self.group_rows))).astype(np.int64)
-        self.num_events = sum(group.num_events for part in manifest.parts for group in part.row_groups)
+        self.group_events = _events_of_groups(manifest)
+        self.num_events = sum(self.group_events)
         self._groups = _groups_of(manifest)
         self._ids = None
         if not selection.numbers and not manifest.ids_are_numbers:
@@ -82,9 +83,17 @@ class RowGroupReader:
         self._once = (*(("user",) if selection.users else ()), *self._user_columns)
         self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS), retries)
 
-    def check_files(self) -> None:
-        """Check every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""
-        self._files.check()
+    def check_files(self, share: int = 0, num_shares: int = 1) -> None:
+        """Open the files of one share, and compare them with the manifest.
+
+        Args:
+            share: Number of the share, if several processes divide the files.
+            num_shares: Number of shares.
+
+        Raises:
+            UserError: A file, and if applicable its column, differs from the manifest. The message names it.
+        """
+        self._files.check(share, num_shares)
 
     def read(self, groups: Iterable[int]) -> dict[int, PackedHistories]:
         """Return the groups, from the cache or the files. Raises UserError naming a file that cannot be read."""
@@ -108,20 +117,26 @@ class RowGroupReader:
         table = self._files.read(piece, [*CUTS])
         return tuple(table.column(name).to_numpy().astype(np.int64) for name in CUTS)  # type: ignore[return-value]
 
-    def train_ends(self) -> np.ndarray:
-        """Return train_end of every row of the dataset, (num_rows,) int32, without reading any event."""
-        ends = np.empty(self.first_rows[-1], dtype=np.int32)
+    def train_ends(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return train_end of the rows of row groups start .. stop - 1, (rows,) int32, without reading any event.
+
+        By default it returns those of all rows of the dataset.
+        """
+        groups = range(start, len(self._groups) if stop is None else stop)
+        base = self.first_rows[start]
+        ends = np.empty(self.first_rows[groups.stop] - base, dtype=np.int32)
         pieces: dict[str, list[tuple[int, int]]] = {}
-        for number, group in enumerate(self._groups):
-            place = group.cuts or group.pieces[0]
+        for number in groups:
+            place = self._groups[number].cuts or self._groups[number].pieces[0]
             pieces.setdefault(place.path, []).append((place.number, number))
         for path, own in pieces.items():
-            chunks = self._files.read_whole(path, ["train_end"])
-            bounds = np.concatenate(([0], np.cumsum(self._files.group_rows(path))))
-            column = chunks.column("train_end").to_numpy()
-            for number, group_number in own:  # row groups, never rows
-                first, last = self.first_rows[group_number : group_number + 2]
-                ends[first:last] = column[bounds[number] : bounds[number + 1]]
+            table = self._files.read_several(path, [number for number, _ in own], ["train_end"])
+            values = np.split(
+                table.column("train_end").to_numpy(), np.cumsum([self.group_rows[g] for _, g in own])[:-1]
+            )
+            for (_, group), of_group in zip(own, values, strict=True):  # row groups, never rows
+                first, last = self.first_rows[group : group + 2] - base
+                ends[first:last] = of_group
         return ends
 
     def users(self) -> pa.Array:
@@ -214,6 +229,15 @@ class RowGroupReader:
         if isinstance(column, Lists):
             return replace(column, values=decode(column.values))
         return decode(column)
+
+
+def _events_of_groups(manifest: Manifest) -> tuple[int, ...]:
+    """Return the events of every row group of the dataset, over all generations."""
+    events = [0] * len(manifest.group_rows)
+    for part in manifest.parts:
+        for piece in part.row_groups:
+            events[piece.group] += piece.num_events
+    return tuple(events)
 
 
 def _groups_of(manifest: Manifest) -> list[_Group]:

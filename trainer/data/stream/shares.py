@@ -8,7 +8,7 @@ import numpy as np
 
 from models.features.unique import unique_ids
 from trainer.data.stream.examples import Chosen
-from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.global_batches import Chunk, GlobalBatches
 from trainer.data.stream.order import Position
 from trainer.data.stream.packed import PackedHistories, joined
 from trainer.data.stream.row_groups import RowGroupReader
@@ -80,12 +80,31 @@ def packed_steps(
     """
     for chunk in batches.chunks(start, num_epochs):
         packed, rows = read_rows(reader, chunk.chosen)
-        for block in chunk.blocks(BLOCK_EVENTS // batches.examples.typical_events):
-            inside = slice(block.first, block.stop)
-            gathered = gather(packed, rows[inside], chunk.chosen.taken(inside))
-            for step in block.steps:
-                share = gathered.sliced(step.first - block.first, step.stop - block.first)
-                yield PackedStep(share, chunk.epoch, step.before, step.after)  # type: ignore[arg-type]
+        yield from steps_of_chunk(chunk, packed, rows, gather, batches.examples.typical_events)
+
+
+def steps_of_chunk(
+    chunk: Chunk,
+    packed: PackedHistories,
+    rows: np.ndarray,
+    gather: Callable[[PackedHistories, np.ndarray, Chosen], Share],
+    typical_events: int,
+) -> Iterator[PackedStep[Share]]:
+    """Yield the steps of a chunk.
+
+    Args:
+        chunk: the steps, with this rank's examples.
+        packed: packed histories that have these examples.
+        rows: the row of each example in them.
+        gather: as in `packed_steps`.
+        typical_events: approximate number of input events of an example.
+    """
+    for block in chunk.blocks(BLOCK_EVENTS // typical_events):
+        inside = slice(block.first, block.stop)
+        gathered = gather(packed, rows[inside], chunk.chosen.taken(inside))
+        for step in block.steps:
+            share = gathered.sliced(step.first - block.first, step.stop - block.first)
+            yield PackedStep(share, chunk.epoch, step.before, step.after)  # type: ignore[arg-type]
 
 
 def read_rows(reader: RowGroupReader, chosen: Chosen) -> tuple[PackedHistories, np.ndarray]:

@@ -9,6 +9,7 @@ Files:
     figures.py          all metrics of one ranking: per user, in total, with intervals
     list_metrics.py     metrics of recommended lists: novelty, popularity, diversity, coverage
     listed.py           items of a file as candidates, and candidates in words
+    merged_rows.py      rows of all workers, merged some users at a time
     metrics.py          the tuple of all metrics: one value each
     outputs.py          all files of an evaluation
     part_writer.py      a worker's file of results, written while the evaluation runs

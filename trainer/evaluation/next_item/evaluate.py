@@ -219,7 +219,8 @@ def write_user_rows(
     num_batches = evaluator.held_out.num_batches()
     started = time.perf_counter()
     num_repeats = 0
-    with part_writer(folder / f"rank-{evaluator.world.rank}.parquet") as writer:
+    world = evaluator.world
+    with part_writer(folder / f"rank-{world.rank}.parquet", world.world_size) as writer:
         for held, ranked in evaluator.rank_all(model, top):
             if evaluator.candidates is None:
                 of_baselines = dict(baselines.rank_all(held, evaluator.config.mask_seen, top))

@@ -31,6 +31,7 @@ import numpy as np
 
 from trainer.evaluation.confidence import SHARE, score_interval
 from trainer.evaluation.next_item.similarity import Similarity
+from trainer.evaluation.spooled import blocks, spooled, total
 
 _THROWS = 8  # of the coin that smooths the estimate of new items
 _LEAST_SHARE = 0.25  # of the jackknife's squared error: a smaller corrected one is noise
@@ -88,12 +89,17 @@ def coverage(lists: RankedLists, k: int) -> CatalogueValue:
     """Return the share of the catalogue that is in the top K of some user."""
     top, num_items = lists.take(k), lists.train_events.size
     num_users = top.shape[0]
-    users_of_item = np.bincount(top.reshape(-1), minlength=num_items + 1)
+    users_of_item = np.zeros(num_items + 1, dtype=np.int64)
+    for users in blocks(num_users):
+        users_of_item += np.bincount(top[users].reshape(-1), minlength=num_items + 1)
     users_of_item[0] = 0
     covered = int((users_of_item > 0).sum())
     if not covered:
         return CatalogueValue(0.0, (0.0, 0.0))
-    error = math.sqrt(_squared_error(users_of_item, (users_of_item == 1)[top].sum(axis=1)))
+    only_here = spooled(num_users, np.int64)
+    for users in blocks(num_users):
+        only_here[users] = (users_of_item == 1)[top[users]].sum(axis=1)
+    error = math.sqrt(_squared_error(users_of_item, only_here))
     value = covered / num_items
     return CatalogueValue(value, score_interval(value, error / num_items, SHARE, num_users))
 
@@ -105,7 +111,8 @@ def _squared_error(users_of_item: np.ndarray, only_here: np.ndarray) -> float:
         users_of_item: (num_items + 1,) how many users are recommended each item.
         only_here: (U,) the number of items that only this user is recommended.
     """
-    jackknife = float(np.square(only_here - only_here.mean()).sum())
+    mean = total(only_here.size, lambda users: float(only_here[users].sum())) / only_here.size
+    jackknife = total(only_here.size, lambda users: float(np.square(only_here[users] - mean).sum()))
     by_count = np.bincount(np.minimum(users_of_item, _THROWS + 1), minlength=_THROWS + 2)[1 : _THROWS + 1]
     chance = np.asarray([math.comb(_THROWS, heads) for heads in range(1, _THROWS + 1)]) / 2**_THROWS
     at_least = np.cumsum(chance[::-1])[::-1]

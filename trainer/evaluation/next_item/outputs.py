@@ -17,9 +17,10 @@ from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
 from trainer.evaluation.next_item.baselines.notes import read_notes
 from trainer.evaluation.next_item.listed import candidates_text
+from trainer.evaluation.next_item.merged_rows import merge_parts
 from trainer.evaluation.next_item.read_similarity import read_similarity
 from trainer.evaluation.next_item.results import Results
-from trainer.evaluation.next_item.slices import BUILT_IN, first_targets_of, slices_by_features
+from trainer.evaluation.next_item.slices import BUILT_IN
 from trainer.evaluation.slice_features import slice_features
 from trainer.evaluation.training_cost import write_cost
 from trainer.metrics_log import read_metrics
@@ -36,9 +37,8 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     folder = parts.parent
     unknown = bool(used_features(manifest))
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=unknown)
-    merged = results.merge_parts(parts)
+    merged = merge_parts(parts)
     features = slice_features(manifest, job.config.evaluate.slices, BUILT_IN)
-    by_features = slices_by_features(merged, first_targets_of(merged), features, job.dataset_dir, manifest, unknown)
     config = job.config.evaluate
     evaluated = results.Evaluated(
         split,
@@ -51,7 +51,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
         read_similarity(job.dataset_dir, manifest, vocabulary.num_items),
         results.num_repeats(parts),
     )
-    summary, columns = results.summarize(merged, evaluated, list(by_features))
+    summary, columns = results.summarize(merged, evaluated, features, job.dataset_dir)
     notes = read_notes(parts)
     summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})
     write_json_atomically(folder / TIMING, notes.seconds)

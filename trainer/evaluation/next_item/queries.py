@@ -4,18 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.evaluation.next_item.figures import Figures, figures_of
+from trainer.evaluation.next_item.figures import Figures, columns_of
 from trainer.evaluation.next_item.list_metrics import RankedLists
+from trainer.evaluation.next_item.metrics import catalogue_metrics
 from trainer.evaluation.next_item.slices import USER_PREFIX
 from trainer.evaluation.next_item.user_values import UserValues, intervals, means
 
 
-def figures_of_queries(
+def columns_of_queries(
     targets: np.ndarray, target_ranks: np.ndarray, offsets: np.ndarray, lists: RankedLists, ks: list[int]
-) -> Figures:
-    """Return all metrics of a ranking in which each target is a query. A user's value is the mean over the user's queries.
-
-    Metrics of all lists together have no interval: lists of one user are not independent.
+) -> dict[str, UserValues]:
+    """Return the metrics that are means over users, where each target is a query: a user's value is the mean over the queries.
 
     Args:
         targets: (T,) packed ids of the held-out items, each of a query.
@@ -24,9 +23,23 @@ def figures_of_queries(
         lists: the first items of each query's ranking, (T, at least max(ks)).
         ks: the cut-offs.
     """
-    of_queries = figures_of(targets, target_ranks, np.arange(targets.size + 1), lists, ks)
-    columns = {name: _of_users(values, offsets) for name, values in of_queries.columns.items()}
-    return Figures(columns, {**of_queries.metrics, **means(columns)}, intervals(columns))
+    of_queries = columns_of(targets, target_ranks, np.arange(targets.size + 1), lists, ks)
+    return {name: _of_users(values, offsets) for name, values in of_queries.items()}
+
+
+def figures_of_queries(columns: dict[str, UserValues], lists: RankedLists, ks: list[int]) -> Figures:
+    """Return all metrics of a ranking in which each target is a query.
+
+    Metrics of all lists together have no interval: lists of one user are not independent.
+
+    Args:
+        columns: the values of users (columns_of_queries).
+        lists: the first items of each query's ranking, (T, at least max(ks)).
+        ks: the cut-offs.
+    """
+    of_catalogue = catalogue_metrics(lists, ks)
+    metrics = means(columns) | {name: value.value for name, value in of_catalogue.items()}
+    return Figures(columns, metrics, intervals(columns))
 
 
 def _of_users(values: UserValues, offsets: np.ndarray) -> UserValues:

@@ -49,7 +49,7 @@ class ReportInput:
     history: list[dict[str, Any]]
     """Lines of the run's metrics.jsonl."""
     target_ranks: dict[str, np.ndarray]
-    """Ranks of all targets by "model" and by baseline, 0 where a target cannot be ranked."""
+    """Number of targets at each rank, from rank 0 (cannot be ranked), by "model" and by baseline."""
     examples: list[dict[str, Any]]
     """Example users (results.examples_of)."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -199,8 +199,8 @@ def _hit_rate_plot(target_ranks: dict[str, np.ndarray], catalogue: int) -> Plot:
     figure, axes = plt.subplots(figsize=(7, 3.6))
     ks = np.unique(np.geomspace(1, max(2, catalogue), 200).astype(np.int64))
     for number, (name, values) in enumerate(target_ranks.items(), start=-1):  # the model is the first
-        ordered = np.sort(values[values > 0])
-        shares = np.searchsorted(ordered, ks, side="right") / max(1, values.size)
+        found = np.cumsum(values) - values[0]  # rank 0 is no rank
+        shares = found[np.minimum(ks, values.size - 1)] / max(1, values.sum())
         if name == "model":
             axes.plot(ks, shares, label=name, color=MODEL, linewidth=1.8, zorder=3)
         else:

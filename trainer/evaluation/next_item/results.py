@@ -1,11 +1,12 @@
 """Merges the workers' partial results into metrics.json and per_user.parquet. No torch: the driver calls it.
 
 The parts are merged in the order of the dataset's rows before anything is summed, so no figure depends on the number of workers.
+They are merged some users at a time. Lists, ranks and values of all users are in files, never in memory.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.config.evaluate import EvaluateConfig
-from trainer.data.dataset.manifest import Manifest, used_features
+from trainer.data.dataset.manifest import Feature, Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig
-from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
 from trainer.evaluation.metric import headline_names
-from trainer.evaluation.next_item.figures import Figures, figures_of
+from trainer.evaluation.next_item.figures import Figures, columns_of, figures_of_columns, joined_columns
 from trainer.evaluation.next_item.list_metrics import RankedLists
+from trainer.evaluation.next_item.merged_rows import MergedRows
 from trainer.evaluation.next_item.metrics import METRICS
-from trainer.evaluation.next_item.queries import figures_of_queries, one_row_per_user
+from trainer.evaluation.next_item.part_writer import part_writer
+from trainer.evaluation.next_item.queries import columns_of_queries, figures_of_queries
 from trainer.evaluation.next_item.similarity import Similarity
-from trainer.evaluation.next_item.slices import built_in_slices
+from trainer.evaluation.next_item.slices import (
+    SINCE_LAST,
+    TRAIN_LENGTH,
+    USER_PREFIX,
+    built_in_slices,
+    first_targets_of,
+    slices_by_features,
+)
 from trainer.evaluation.next_item.user_values import UserValues, intervals, means
 from trainer.evaluation.protocol import data_of, statement_of
 from trainer.evaluation.slices import Slice, worst_slices
-from trainer.storage.files import renamed_when_whole, write_json_atomically
+from trainer.evaluation.spooled import spooled
+from trainer.storage.files import write_json_atomically
 from trainer.storage.objects.paths import remove_tree
-from trainer.storage.parquet import parquet_metadata, parquet_schema, read_parquet, write_parquet
+from trainer.storage.parquet import open_parquet, parquet_metadata, parquet_schema
 
 NUM_REPEATS = b"num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
@@ -100,47 +110,29 @@ def num_repeats(parts: Path) -> int:
     return sum(int((file.metadata or {}).get(NUM_REPEATS, 0)) for file in files)
 
 
-def merge_parts(parts: Path) -> pa.Table:
-    """Return a row per user from the rows of all workers, sorted by row_id. Raises UserError if there are none."""
-    tables = [read_parquet(path) for path in sorted(parts.glob("rank-*.parquet"))]
-    merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
-    if merged is None or merged.num_rows == 0:
-        raise UserError(
-            "evaluation: no user has held-out events in this split with events before them; "
-            "use more logs, or move split.validation_time and split.test_time"
-        )
-    return one_row_per_user(merged.sort_by("row_id").combine_chunks())
-
-
-def baseline_names(table: pa.Table) -> list[str]:
-    """Return the names of the baselines of which merge_parts, or a per_user.parquet, has ranks."""
-    return [name.removesuffix("_ranks") for name in table.column_names if name.endswith("_ranks")]
+def baseline_names(merged: MergedRows) -> list[str]:
+    """Return the names of the baselines of which there are ranks."""
+    return [name.removesuffix("_ranks") for name in merged.column_names if name.endswith("_ranks")]
 
 
 def summarize(
-    merged: pa.Table, evaluated: Evaluated, by_features: Sequence[Slice] = ()
+    merged: MergedRows, evaluated: Evaluated, features: Sequence[Feature] = (), folder: Path | None = None
 ) -> tuple[Results, dict[str, UserValues]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
     Args:
         merged: the rows of merge_parts.
         evaluated: what was evaluated, and how.
-        by_features: slices besides the built-in ones.
+        features: the features by which there are slices besides the built-in ones.
+        folder: the dataset, with features.
     """
-    config, train_events = evaluated.config, evaluated.train_events
-    offsets, targets = _packed(merged.column("targets"))
-
-    def figures(ranks: str, top_items: str) -> Figures:
-        num_lists = targets.size if config.targets == "each" else merged.num_rows
-        lists = RankedLists(_matrix(merged.column(top_items), num_lists), train_events, evaluated.similarity)
-        of = figures_of_queries if config.targets == "each" else figures_of
-        return of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
-
-    _, target_ranks = _packed(merged.column("ranks"))
-    model = figures("ranks", "top_items")
-    baselines = {name: figures(f"{name}_ranks", f"{name}_top_items") for name in baseline_names(merged)}
-    slices = built_in_slices(merged, targets[offsets[:-1]], train_events, evaluated.ticks, config.slices)
-    slices += by_features
+    ranked = count_targets(merged)
+    model = _figures(merged, evaluated, "", ranked.num_targets)
+    baselines = {}
+    for name in baseline_names(merged):
+        of = _figures(merged, evaluated, f"{name}_", ranked.num_targets)
+        baselines[name] = replace(of, columns={})  # no longer needed
+    slices = _slices(merged, evaluated, features, folder)
     metric = slice_metric(model.columns)
     results = Results(
         task="next_item",
@@ -148,8 +140,8 @@ def summarize(
         checkpoint=evaluated.checkpoint,
         protocol=_protocol(evaluated),
         num_users=merged.num_rows,
-        num_targets=int(target_ranks.size),
-        num_targets_not_rankable=int((target_ranks == 0).sum()),
+        num_targets=ranked.num_targets,
+        num_targets_not_rankable=ranked.num_not_rankable,
         metrics=model.metrics,
         ci95=model.ci95,
         baselines={name: of.metrics for name, of in baselines.items()},
@@ -158,6 +150,65 @@ def summarize(
         worst_slices=worst_slices(slices, model.columns[metric].shares, metric),
     )
     return results, model.columns
+
+
+@dataclass(frozen=True)
+class TargetCounts:
+    """Numbers of held-out events."""
+
+    num_targets: int
+    """All of them."""
+    num_not_rankable: int
+    """Those that cannot be ranked."""
+
+
+def count_targets(merged: MergedRows) -> TargetCounts:
+    """Count the targets of all users."""
+    counts = np.zeros(2, dtype=np.int64)
+    for block in merged.blocks(["ranks"]):
+        ranks = _packed(block.column("ranks"))[1]
+        counts += ranks.size, int((ranks == 0).sum())
+    return TargetCounts(int(counts[0]), int(counts[1]))
+
+
+def _figures(merged: MergedRows, evaluated: Evaluated, prefix: str, num_targets: int) -> Figures:
+    """Return all metrics of the model, or of the baseline whose columns have this prefix."""
+    ks = evaluated.config.ks
+    each = evaluated.config.targets == "each"
+    length = merged.list_size(f"{prefix}top_items")
+    lists = RankedLists(
+        spooled((num_targets if each else merged.num_rows, length), np.int32),
+        evaluated.train_events,
+        evaluated.similarity,
+    )
+
+    def of_blocks() -> Iterator[dict[str, UserValues]]:
+        stop = 0
+        for block in merged.blocks(["targets", f"{prefix}ranks", f"{prefix}top_items"]):
+            offsets, targets = _packed(block.column("targets"))
+            top = _packed(block.column(f"{prefix}top_items"))[1].reshape(-1, length)
+            start, stop = stop, stop + top.shape[0]
+            lists.top_items[start:stop] = top
+            ranks = _packed(block.column(f"{prefix}ranks"))[1]
+            of = columns_of_queries if each else columns_of
+            yield of(targets, ranks, offsets, replace(lists, top_items=top), ks)
+
+    columns = joined_columns(merged.num_rows, of_blocks())
+    return figures_of_queries(columns, lists, ks) if each else figures_of_columns(columns, lists, ks)
+
+
+def _slices(merged: MergedRows, evaluated: Evaluated, features: Sequence[Feature], folder: Path | None) -> list[Slice]:
+    """Return all slices. Their columns are read as a whole: some numbers of each user, but no lists."""
+    numbers = [name for name in ("history_length", TRAIN_LENGTH, SINCE_LAST) if name in merged.column_names]
+    rows = merged.to_table([*numbers, *(USER_PREFIX + f.column for f in features if f.owner == "user")])
+    first_targets = np.concatenate([first_targets_of(block) for block in merged.blocks(["targets"])])
+    train_events, config = evaluated.train_events, evaluated.config
+    slices = built_in_slices(rows, first_targets, train_events, evaluated.ticks, config.slices)
+    if folder is not None:
+        manifest = evaluated.manifest
+        unknown = bool(used_features(manifest))
+        slices += slices_by_features(rows, first_targets, tuple(features), folder, manifest, unknown)
+    return slices
 
 
 def _protocol(evaluated: Evaluated) -> dict[str, Any]:
@@ -195,21 +246,23 @@ def _trained_on(manifest: Manifest) -> str:
     )
 
 
-def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, UserValues], items: pa.Array) -> None:
+def write(folder: Path, results: Results, merged: MergedRows, columns: dict[str, UserValues], items: pa.Array) -> None:
     """Write metrics.json and per_user.parquet (items as in the logs), and remove the workers' parts."""
-    table = pa.table(
-        {
-            "user": merged.column("user"),
-            "history_length": merged.column("history_length"),
-            "targets": _item_values(merged.column("targets"), items),
-            "ranks": merged.column("ranks"),
-            **{f"{name}_ranks": merged.column(f"{name}_ranks") for name in baseline_names(merged)},
-            "top_items": _item_values(merged.column("top_items"), items),
-            **{name: pa.array(values.shares) for name, values in columns.items()},
-        }
-    )
-    with renamed_when_whole(folder / "per_user.parquet") as path:
-        write_parquet(table, path, write_page_checksum=True)
+    ranks = ["ranks", *(f"{name}_ranks" for name in baseline_names(merged))]
+    shares = {name: values.shares_of() for name, values in columns.items()}
+    stop = 0
+    with part_writer(folder / "per_user.parquet", write_page_checksum=True) as writer:
+        for block in merged.blocks(["user", "history_length", "targets", *ranks, "top_items"]):
+            start, stop = stop, stop + block.num_rows
+            table = {
+                "user": block.column("user"),
+                "history_length": block.column("history_length"),
+                "targets": _item_values(block.column("targets"), items),
+                **{name: block.column(name) for name in ranks},
+                "top_items": _item_values(block.column("top_items"), items),
+                **{name: pa.array(of_users(slice(start, stop))) for name, of_users in shares.items()},
+            }
+            writer.add(pa.table(table))
     write_json_atomically(folder / "metrics.json", asdict(results))
     remove_tree(folder / "parts", ignore_errors=True)
 
@@ -228,34 +281,39 @@ def _item_values(column: pa.ChunkedArray, items: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items.take(index))
 
 
-def _matrix(top_items: pa.ChunkedArray, num_lists: int) -> np.ndarray:
-    """Return the lists of top items of all queries, which are equally long, as a matrix (queries, length)."""
-    return _packed(top_items)[1].reshape(num_lists, -1)
-
-
 def _slice(part: Slice, columns: dict[str, UserValues]) -> dict[str, Any]:
-    selected = {metric: values[part.inside] for metric, values in columns.items()}
+    metrics: dict[str, float] = {}
+    ci95: dict[str, list[float]] = {}
+    for metric, values in columns.items():  # one at a time: each selection is a copy
+        selected = {metric: values[part.inside]}
+        metrics |= means(selected)
+        ci95 |= intervals(selected)
     return {
         "name": part.name,
         "value": part.value,
         "num_users": int(part.inside.sum()),
-        "metrics": means(selected),
-        "ci95": intervals(selected),
+        "metrics": metrics,
+        "ci95": ci95,
     }
 
 
 def read_target_ranks(folder: Path) -> dict[str, np.ndarray]:
-    """Return the ranks of all targets in a per_user.parquet, by "model" and by the name of each baseline."""
+    """Return how many targets have each rank in a per_user.parquet, from rank 0, by "model" and by the name of each baseline."""
     path = folder / "per_user.parquet"
     names = [name for name in parquet_schema(path).names if name == "ranks" or name.endswith("_ranks")]
-    table = read_parquet(path, columns=names)
-    return {
-        "model" if name == "ranks" else name.removesuffix("_ranks"): _packed(table.column(name))[1] for name in names
-    }
+    counts = {name: np.zeros(1, dtype=np.int64) for name in names}
+    file = open_parquet(path)
+    for number in range(file.num_row_groups):
+        table = file.read_row_group(number, columns=names)
+        for name in names:
+            own = np.bincount(_packed(table.column(name))[1], minlength=counts[name].size)
+            own[: counts[name].size] += counts[name]
+            counts[name] = own
+    return {"model" if name == "ranks" else name.removesuffix("_ranks"): of for name, of in counts.items()}
 
 
 def examples_of(
-    merged: pa.Table, split: Split, folder: Path, manifest: Manifest, logs: LogsConfig | None, items: pa.Array
+    merged: MergedRows, split: Split, folder: Path, manifest: Manifest, logs: LogsConfig | None, items: pa.Array
 ) -> list[dict[str, Any]]:
     """Return example users for the report: history, targets with their ranks, and the model's recommendations.
 
@@ -267,7 +325,7 @@ def examples_of(
         logs: the settings of the logs, for titles of items.
         items: the value in the logs of each id from 1 on.
     """
-    rows = merged.take(pa.array(example_places(merged.num_rows))).to_pylist()
+    rows = merged.take(example_places(merged.num_rows)).to_pylist()
     unknown = bool(used_features(manifest))
     histories = read_histories(folder, manifest, [row["row_id"] for row in rows], unknown)
     seen = {}

@@ -12,6 +12,7 @@ from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.evaluation.slice_features import feature_slices, item_values
 from trainer.evaluation.slices import FEW, GAPS, Slice, steps
+from trainer.evaluation.spooled import kept
 
 BUILT_IN = (
     "history_length",
@@ -88,7 +89,7 @@ def _by_length(lengths: np.ndarray) -> Iterator[Slice]:
     for low, high in itertools.pairwise([0, *(int(cut) for cut in cuts), int(lengths.max())]):
         inside = (lengths > low) & (lengths <= high)
         if inside.any():
-            yield Slice("history_length", f"{low + 1}-{high}", inside)
+            yield Slice("history_length", f"{low + 1}-{high}", kept(inside))
 
 
 def _by_popularity(of_target: np.ndarray, train_events: np.ndarray) -> Iterator[Slice]:
@@ -104,4 +105,4 @@ def _by_popularity(of_target: np.ndarray, train_events: np.ndarray) -> Iterator[
         ("tail", of_target < middle),
     ):
         if inside.any():
-            yield Slice("target_popularity", value, inside)
+            yield Slice("target_popularity", value, kept(inside))

@@ -19,7 +19,9 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue_reader import columns_for
-from trainer.data.stream.examples import examples_of
+from trainer.data.stream.examples import Examples, examples_of, typical_events
+from trainer.data.stream.exchange.agreement import on_all
+from trainer.data.stream.exchange.lengths import ExampleLengths, divided_lengths, read_own_ends
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.negatives import needs_target_counts, needs_train_events
@@ -56,20 +58,21 @@ class NextItemTask:
         return NextItemModel(self.config, specs, tables_device, catalogue.features, catalogue.inputs)
 
     def stream(self, world: World) -> TrainStream:
-        """Return this rank's training stream of histories or windows of them."""
+        """Return this rank's training stream of histories or windows of them. Collective.
+
+        Raises UserError on all ranks if one of them finds that a file differs from the manifest.
+        """
         job = self.job
         train = job.config.train
         reader = RowGroupReader(
             job.dataset_dir, self.manifest, columns_for(self.catalogue), retries=job.config.storage.policy
         )
-        reader.check_files()
-        with_lengths = train.batch_tokens is not None
-        last_is_input = self.config.masks_items
-        examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input)
+        on_all(world, lambda: reader.check_files(world.rank, world.world_size))
+        examples, lengths = self._examples(reader, world)
         if needs_target_counts(self.config.objective):
             windows = train.long_histories == "windows"
             items = RowGroupReader(job.dataset_dir, self.manifest, retries=job.config.storage.policy)
-            counts = count_targets(items, self.config, windows, self.catalogue.num_known, world)
+            counts = on_all(world, lambda: count_targets(items, self.config, windows, self.catalogue.num_known, world))
             self.negatives.take_target_counts(counts)
         batches = GlobalBatches(
             examples,
@@ -79,6 +82,7 @@ class NextItemTask:
             world.rank,
             world.world_size,
             train.streams,
+            lengths,
         )
         if (group := train.catalogue_group(world.world_size)) > 1:
             self.catalogue_group = CatalogueGroup(group, self.catalogue.num_known, world)
@@ -91,6 +95,27 @@ class NextItemTask:
             train_events=self.negatives.train_events,
             share=None if self.catalogue_group is None else self.catalogue_group.share,
         )
+
+    def _examples(self, reader: RowGroupReader, world: World) -> tuple[Examples, ExampleLengths | None]:
+        """Return the examples, and their lengths if the ranks divide them and exchange examples. Collective."""
+        train = self.job.config.train
+        longest = self.config.max_history
+        last_is_input = self.config.masks_items
+        windows = train.long_histories == "windows"
+        budget = train.batch_tokens is not None
+        if world.world_size == 1 or not (windows or budget):
+            return examples_of(reader, longest, train.long_histories, budget, last_is_input), None
+        ends = on_all(world, lambda: read_own_ends(reader, world, last_is_input))
+        sizes, lengths = divided_lengths(reader, ends, longest, windows, world.on_cpu())
+        examples = Examples(
+            sizes,
+            reader.first_rows,
+            longest,
+            typical_events(reader, longest),
+            windows=windows,
+            read_ends=lambda group: reader.cuts(group)[0] + int(last_is_input),
+        )
+        return examples, lengths if budget else None
 
     def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
         """Return the batch with what it needs of the global batch. Collective.

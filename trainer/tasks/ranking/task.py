@@ -24,6 +24,7 @@ from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.examples import Examples
+from trainer.data.stream.exchange.agreement import on_all
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
@@ -86,11 +87,14 @@ class RankingTask:
         )
 
     def stream(self, world: World) -> ImpressionStream:
-        """Return this rank's training stream: users with their impressions, of all times or of one day after another."""
+        """Return this rank's training stream: users with their impressions, of all times or of one day after another.
+
+        Collective. Raises UserError on all ranks if one of them finds that a file differs from the manifest.
+        """
         job = self.job
         columns = replace(columns_for(self.catalogue), impressions=True)
         reader = RowGroupReader(job.dataset_dir, self.manifest, columns, retries=job.config.storage.policy)
-        reader.check_files()
+        on_all(world, lambda: reader.check_files(world.rank, world.world_size))
         reach = reach_of(self.config)
         days = self.daily.days if self.daily is not None else None
         examples: Examples | DayExamples

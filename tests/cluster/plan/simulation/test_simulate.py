@@ -154,6 +154,15 @@ def test_ranks_beyond_the_streams_read_shared_row_groups(config: Path) -> None:
     assert more["read_bytes"] == pytest.approx(few["read_bytes"])
 
 
+def test_a_budget_of_events_is_read_once_and_exchanged(config: Path) -> None:
+    """The bytes that a worker reads do not grow with workers. Those that it exchanges take time."""
+    budget = ["--set", "train.batch_tokens=4000", "--device", "cuda"]
+    few, many = simulated(config, "--workers", "8,1024", *budget)["points"]
+    assert many["read_bytes"] == pytest.approx(few["read_bytes"])
+    fixed = simulated(config, "--workers", "1024", "--device", "cuda")["points"][0]
+    assert many["parts"]["exchange"] > fixed["parts"]["exchange"]
+
+
 # A value of each constant that changes a figure of the simulation below.
 EFFECTS: dict[str, object] = {
     "compute.peak_flops": 1e9,

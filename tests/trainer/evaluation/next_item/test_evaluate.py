@@ -30,9 +30,10 @@ from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
+from trainer.evaluation.next_item.merged_rows import merge_parts
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.read_similarity import read_similarity
-from trainer.evaluation.next_item.results import Evaluated, merge_parts, summarize
+from trainer.evaluation.next_item.results import Evaluated, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.tasks.next_item.task import NextItemTask
 
@@ -86,7 +87,7 @@ def written(tmp_path: Path, job: Job) -> list[dict[str, Any]]:
     )
     write_user_rows(evaluator_of(job), model, baselines, tmp_path / "parts", lambda done, total: None)
     rows = [row for part in manifest.parts for row in pq.read_table(job.dataset_dir / part.path).to_pylist()]
-    found = merge_parts(tmp_path / "parts").to_pylist()
+    found = merge_parts(tmp_path / "parts").to_table().to_pylist()
     return [{**user, "row": rows[user["row_id"]]} for user in found]
 
 
@@ -205,7 +206,7 @@ def test_no_metric_depends_on_ranks_and_batches_and_all_equal_those_of_torchmetr
     assert {name.partition("@")[0] for name in results[0].metrics} == {metric.name for metric in METRICS}
 
     # The same predictions as scores: the place of each user's target counted from the end of the catalogue.
-    ranks = torch.tensor([row[0] for row in merged.column("ranks").to_pylist()])
+    ranks = torch.tensor([row[0] for row in merged.to_table().column("ranks").to_pylist()])
     places = torch.arange(1, events.size + 1).repeat(len(ranks), 1)
     preds, target, indexes = (
         -places.float(),

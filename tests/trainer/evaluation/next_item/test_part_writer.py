@@ -51,3 +51,12 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="lost"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_row_groups_are_smaller_if_many_files_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver holds a row group of each."""
+    monkeypatch.setattr(module, "MERGED_BYTES", 8 * table_of(0, 50).nbytes)
+    with part_writer(tmp_path / "rank-0.parquet", 4) as writer:
+        for number in range(40):
+            writer.add(table_of(50 * number, 50))
+    assert pq.read_metadata(tmp_path / "rank-0.parquet").num_row_groups == 20

@@ -26,8 +26,9 @@ from trainer.errors import UserError
 from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
 from trainer.evaluation.next_item.listed import candidates_text, listed_items
+from trainer.evaluation.next_item.merged_rows import merge_parts
 from trainer.evaluation.next_item.metrics import user_metrics
-from trainer.evaluation.next_item.results import Evaluated, merge_parts, num_repeats, summarize
+from trainer.evaluation.next_item.results import Evaluated, num_repeats, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 KS = [1, 3]
@@ -155,7 +156,7 @@ def test_queries_candidates_and_repeats_are_those_of_brute_force(
     plain = EvaluateConfig(**{**settings, "candidates": settings.get("candidates", "all")})
     file = str(folder / "some.parquet") if plain.candidates == "file" else plain.candidates
     means = evaluated(ALONE, folder, split, plain.model_copy(update={"candidates": file}), tmp_path / "parts")
-    merged = merge_parts(tmp_path / "parts").to_pylist()
+    merged = merge_parts(tmp_path / "parts").to_table().to_pylist()
     expected = by_hand(folder, split, plain, cuts)
     train_events = read_vocabulary(folder, read_manifest(folder)).train_events
     assert [row["row_id"] for row in merged] == sorted(expected)
@@ -211,7 +212,7 @@ def test_nothing_depends_on_ranks_and_batches(
         train_events = read_vocabulary(folder, manifest).train_events
         facts = Evaluated("test", "step", config, manifest, train_events, "some", num_repeats=dropped)
         results, _ = summarize(merged, facts)
-        outcomes.append((merged.to_pylist(), dropped, results.metrics, results.ci95, results.slices))
+        outcomes.append((merged.to_table().to_pylist(), dropped, results.metrics, results.ci95, results.slices))
         assert all(mean == pytest.approx(means[0], abs=1e-12) for mean in means)
         assert {name: results.metrics[name] for name in means[0]} == pytest.approx(means[0], abs=1e-12)
     assert outcomes[0] == outcomes[1] == outcomes[2]
