@@ -27,7 +27,7 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-quick test-all test-faults soak test-gpu mutate check bench docs format clean
+.PHONY: help setup demo test test-quick test-all test-faults soak test-gpu mutate check bench bench-gpu docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ check: $(TOOLS_READY) ## lint, formatting, types, direction of imports, spelling
 
 bench: $(BENCH_READY) ## measure speed against ceilings and peers measured in the same run
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(READY) ## measure attention and steps on a GPU against its peak, with parity (8 minutes at most; with ACCEL=cuda)
+	$(BIN)/python -m benchmarks.gpu
 
 docs: $(DOCS_READY) ## write docs/configuration.md, and build the site in build/site; a warning is an error
 	$(BIN)/python -m cluster.cli.config_docs > docs/.configuration.md.new

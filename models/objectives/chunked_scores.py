@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models import devices
 from models.objectives.products import add_product, product, score_product
 
 LOG2_E = 1.4426950408889634
@@ -28,7 +29,7 @@ RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
 
 def chunk_elements(device: torch.device) -> int:
     """Return how many scores are held at a time on a device."""
-    return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return CHUNK_ELEMENTS if devices.is_host(device) else GPU_CHUNK_ELEMENTS
 
 
 def exponentials(scores: Tensor) -> Tensor:
