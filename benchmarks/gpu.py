@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def main() -> None:
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("there is no GPU; --smoke runs the program at tiny sizes on the CPU")
     device = torch.device("cpu" if arguments.smoke else "cuda")
+    if arguments.smoke:
+        torch.set_num_threads(1)  # pieces are too small for more
     values = run(device, SMOKE if arguments.smoke else FULL, time.monotonic() + 60 * MINUTES - RESERVED_SECONDS)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -308,7 +310,9 @@ def _batch(sizes: Sizes) -> tuple[HistoryBatch, np.ndarray]:
     items, targets = generator.integers(1, sizes.num_items + 1, (2, offsets[-1]))
     negatives = generator.integers(1, sizes.num_items + 1, sizes.num_negatives)
     catalogue = Catalogue(sizes.num_items + 1, sizes.num_items + 1)
-    return build_batch(np.arange(lengths.size), offsets, items, targets, negatives, catalogue, False), lengths
+    batch = build_batch(np.arange(lengths.size), offsets, items, targets, negatives, catalogue, False)
+    times = torch.arange(batch.layout.num_events) * 3600
+    return replace(batch, times=times, request_times=times + 60), lengths
 
 
 if __name__ == "__main__":
