@@ -1,8 +1,9 @@
 """Kernels that a step launches on a GPU, counted on tensors without memory: a launch costs the host about 5 microseconds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.attention.terms import AttentionTerms
 from models.batches.history_batch import build_batch
 from models.config import NextItemConfig
 from models.features.catalogue import Catalogue
@@ -43,18 +45,33 @@ def launches_of(encoder: dict[str, Any], objective: dict[str, Any], num_historie
     times = torch.arange(offsets[-1])
     batch = replace(batch, times=times, request_times=times)
     model = NextItemModel(config, [TableSpec("item", num_items, WIDTH)], META).to(META)
-    with as_on_a_gpu(), _without_autocast():
+    with as_on_a_gpu(), _as_meta_allows():
         on_device = batch.to(META)
         rows = {"item": torch.empty((batch.items.rows["item"].numel(), WIDTH), device=META, requires_grad=True)}
         return launches(lambda: model.loss(rows, on_device).backward())
 
 
+class _Kernel:
+    """A kernel of Triton that computes nothing, and counts as one operation."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *tensors, **constants: tensors[0].neg()
+
+
 @contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Leave autocast alone, which tensors without memory do not have."""
+def _as_meta_allows() -> Iterator[None]:
+    """Let tensors without memory take the path of a GPU. They have no autocast, and Triton computes nothing with them."""
+    names = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
+    kernels = SimpleNamespace(**{name: _Kernel() for name in names})
+
+    def path_on_a_gpu(parts: AttentionTerms, *given: object) -> str:
+        return "plain" if parts.is_softmax_without_bias else "triton"
+
     with (
         mock.patch("models.objectives.products._low_dtype", return_value=None),
-        mock.patch("torch.autocast", lambda *given, **options: nullcontext()),
+        mock.patch("torch.autocast", side_effect=lambda *given, **options: nullcontext()),
+        mock.patch("models.attention.attend.path_of", path_on_a_gpu),
+        mock.patch("models.attention.triton_kernels", kernels, create=True),
     ):
         yield
 

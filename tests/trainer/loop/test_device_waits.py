@@ -79,7 +79,9 @@ def test_a_step_waits_for_nothing_but_its_decision(lab, rank_pool, name, clip):
         return
     for result, same in zip(results, expected, strict=True):
         assert result.loss == pytest.approx(same.loss, rel=1e-5)
-        assert result.grad_norm == pytest.approx(same.grad_norm, rel=1e-5)
+        assert (result.grad_norm is None) == (clip is None)
+        if clip is not None:
+            assert result.grad_norm == pytest.approx(same.grad_norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "din"])
@@ -99,7 +101,7 @@ def test_a_small_step_launches_few_kernels(lab, rank_pool, name):
     """Chunks of larger batches are counted in tests/models/test_launches.py."""
     world, settings = MODELS[name]
     job = job_of(lab, world, {**settings, "train.clip_norm": 0.05})
-    assert max(rank_pool.run(1, launches_of_steps, job)[0]) < 1000
+    assert max(rank_pool.run(1, launches_of_steps, job)[0]) < 600
 
 
 def launches_of_steps(world: World, job: Job) -> list[int]:
@@ -156,7 +158,7 @@ def test_waits_are_recorded():
         assert __file__ in waits[0]
     with recorded_waits() as waits:
         numbers.repeat_interleave(numbers, output_size=7)
-        numbers[numbers]  # an index of known size
+        numbers[numbers - 1]  # an index of known size
         torch.where(numbers > 1, numbers, 0).sum()
     assert waits == []
 
