@@ -27,7 +27,7 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-quick test-all test-faults soak test-gpu mutate check bench bench-peers docs format clean
+.PHONY: help setup demo test test-quick test-all test-faults soak test-gpu mutate check bench bench-gpu bench-peers docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench: $(BENCH_READY) ## measure speed against ceilings and peers measured in th
 bench-peers: $(READY) ## compare the speed of training with RePlay and RecTools, in an environment of their own (2 GB)
 	$(BIN)/python -m benchmarks.peers --logs $(DATA)/ml-1m/events_3416_items.parquet --json build/peers.json \
 	  --gate docs/results/benchmark_peers.json
+
+bench-gpu: $(READY) ## measure attention and steps on a GPU against its peak, with parity (8 minutes at most; with ACCEL=cuda)
+	$(BIN)/python -m benchmarks.gpu
 
 docs: $(DOCS_READY) ## write docs/configuration.md, and build the site in build/site; a warning is an error
 	$(BIN)/python -m cluster.cli.config_docs > docs/.configuration.md.new

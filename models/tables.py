@@ -10,6 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from models import devices
 from models.features.bags import Bags, Pooling, concatenate_bags, empty_bags
 from models.features.request import ItemRequest
 
@@ -148,9 +149,13 @@ def _pooled(
 def lookup_request(rows: Mapping[str, torch.Tensor]) -> KeyedJaggedTensor:
     """Request rows of each table ((R,) int64) as a single bag, so that every rank has the same stride."""
     values = torch.cat(list(rows.values()))
-    lengths = torch.tensor([ids.numel() for ids in rows.values()], dtype=torch.int64, device=values.device)
+    # The numbers are given on the host too: TorchRec would otherwise wait for the device to read them.
+    numbers = [ids.numel() for ids in rows.values()]
+    lengths = devices.from_host(torch.tensor(numbers, dtype=torch.int64), values.device)
     # fbgemm reads the values' memory from its start and ignores their stride, so it would silently misread a sliced tensor.
-    return KeyedJaggedTensor(keys=list(rows), values=values.contiguous(), lengths=lengths)
+    return KeyedJaggedTensor(
+        keys=list(rows), values=values.contiguous(), lengths=lengths, stride=1, length_per_key=numbers
+    )
 
 
 def bag_request(bags: Mapping[str, Bags]) -> KeyedJaggedTensor:
@@ -163,4 +168,5 @@ def bag_request(bags: Mapping[str, Bags]) -> KeyedJaggedTensor:
     assert len(numbers) == 1, f"bags of one collection are of the same owners: {numbers}"
     whole = concatenate_bags(every)
     lengths = whole.lengths if numbers != {0} else whole.lengths.new_zeros(len(every))
-    return KeyedJaggedTensor(list(bags), whole.rows, whole.weights, lengths=lengths)
+    numbers_of_rows = [given.rows.numel() for given in every]
+    return KeyedJaggedTensor(list(bags), whole.rows, whole.weights, lengths=lengths, length_per_key=numbers_of_rows)

@@ -159,7 +159,11 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _check_devices(self) -> "Config":
-        """Reject tables, codecs and kernels that the workers' devices do not support."""
+        """Reject tables, codecs, kernels and precisions that the workers' devices do not support."""
+        if self.train.tf32 and self.cluster.device == "cpu":
+            raise ValueError(
+                "train.tf32 = true is for GPUs, and workers have none (cluster.gpus_per_worker); leave it out"
+            )
         evaluation = self.cluster.of_evaluation
         for device in {self.cluster.device, self.cluster.device if evaluation is None else evaluation.device}:
             if self.train.compiled_kernels and device == "cuda":

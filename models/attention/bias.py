@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models import devices
 from models.attention.config import NUM_POSITION_BUCKETS, NUM_TIME_BUCKETS
 
 TIME_BUCKET_BASE = math.exp(0.301)  # each bucket is 1.35 times as wide as the previous one, as in HSTU's published code
@@ -118,7 +119,8 @@ def time_buckets_by_guess(age: Tensor, bounds: Tensor) -> Tensor:
 
 def time_bounds(device: torch.device) -> Tensor:
     """Return the lowest age of each bucket but the first, (NUM_TIME_BUCKETS - 1,) int64. Some early buckets are empty."""
-    return torch.tensor([math.ceil(TIME_BUCKET_BASE**bucket) for bucket in range(1, NUM_TIME_BUCKETS)], device=device)
+    bounds = [math.ceil(TIME_BUCKET_BASE**bucket) for bucket in range(1, NUM_TIME_BUCKETS)]
+    return devices.from_host(torch.tensor(bounds), device)
 
 
 class _Gather(torch.autograd.Function):
@@ -139,7 +141,7 @@ class _Gather(torch.autograd.Function):
         flat = index.reshape(-1)
         size = ctx.num_buckets  # type: ignore[attr-defined]
         grad = grad_outputs[0].reshape(grad_outputs[0].shape[0], -1)
-        sums = counted_sums(flat, grad, size) if flat.device.type == "cpu" else sorted_sums(flat, grad, size)
+        sums = (counted_sums if devices.is_host(flat.device) else sorted_sums)(flat, grad, size)
         return sums.to(grad.dtype), None
 
 
@@ -153,11 +155,13 @@ def sorted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor:
 
     A stable sort brings the values of a bucket together, and each run of them is summed as a segment.
     """
-    lengths_B = torch.bincount(bucket_M, minlength=num_buckets)  # integers: the same in any order
+    # Integers: the same in any order. torch.bincount would wait for the device, and so would a check of the lengths.
+    ones_M = torch.ones_like(bucket_M)
+    lengths_B = bucket_M.new_zeros(num_buckets).index_add_(0, bucket_M, ones_M)
     order_M = bucket_M.argsort(stable=True)
     wide = torch.promote_types(value_HM.dtype, torch.float32)
     return torch.stack(
-        [torch.segment_reduce(value_M.to(wide)[order_M], "sum", lengths=lengths_B) for value_M in value_HM]
+        [torch.segment_reduce(value_M.to(wide)[order_M], "sum", lengths=lengths_B, unsafe=True) for value_M in value_HM]
     )
 
 

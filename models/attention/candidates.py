@@ -75,10 +75,6 @@ class CandidateBlock:
         """Return the entries that are candidates and not padding, (R, Q) bool."""
         return real_places(self.block_index, *self.query_gather.shape)
 
-    def to(self, device: torch.device) -> "CandidateBlock":
-        names = ("query_gather", "key_gather", "query_place", "key_place", "scatter", "block_index")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
 
 @dataclass(frozen=True)
 class CandidateLayout:
@@ -94,15 +90,6 @@ class CandidateLayout:
     @property
     def num_candidates(self) -> int:
         return self.history.numel()
-
-    def to(self, device: torch.device) -> "CandidateLayout":
-        return CandidateLayout(
-            self.history.to(device),
-            self.first_event.to(device),
-            self.history_end.to(device),
-            self.reach,
-            tuple(block.to(device) for block in self.blocks),
-        )
 
 
 def lay_out_candidates(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import devices
 from models.attention.config import POINTWISE, Normalisation
 
 MAX_ROUNDS = 60  # of Newton's method; it takes 3 to 12
@@ -116,7 +117,7 @@ def _above_threshold(
     weights are too large. The function is convex and decreasing, so no round overshoots its root. On a GPU the rows are sorted,
     since a test for convergence would wait for the device, and so they are in a traced program, which cannot test.
     """
-    if shifted.device.type != "cpu" or torch.compiler.is_exporting():
+    if not devices.is_host(shifted.device) or torch.compiler.is_exporting():
         return (shifted - by_sorting(shifted)).clamp_(min=0)
     exact = shifted if shifted.dtype == torch.float64 else shifted.float()
     threshold = exact.new_full((*exact.shape[:-1], 1), -1.0)

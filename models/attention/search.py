@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import devices
 from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
 from models.attention.tiled import GPU_PIECE_SCORES, PIECE_SCORES
 
@@ -37,7 +38,7 @@ def search_by_category(
     back = torch.arange(1, num_found + 1, device=device)
     if not num_events:
         return torch.full((layout.num_candidates, num_found), NO_KEY, device=device)
-    _, category = torch.unique(torch.cat((event_category, candidate_category)), return_inverse=True)
+    category = _dense_ranks(torch.cat((event_category, candidate_category)))
     lengths = offsets.diff()
     history = torch.repeat_interleave(torch.arange(lengths.numel(), device=device), lengths, output_size=num_events)
     place = torch.arange(num_events, device=device) - (offsets[:-1] - offsets[0])[history]
@@ -53,6 +54,13 @@ def search_by_category(
     return torch.where(is_found, place[order[at.clamp(min=0)]], NO_KEY)
 
 
+def _dense_ranks(values: Tensor) -> Tensor:
+    """Return the place of each value among the distinct ones, in ascending order, without waiting for the device."""
+    ordered, order = values.sort(stable=True)
+    is_new = F.pad(ordered.diff() != 0, (1, 0))  # the first one begins rank 0
+    return torch.empty_like(order).index_copy_(0, order, is_new.cumsum(0))
+
+
 @torch.no_grad()
 def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: CandidateLayout, num_found: int) -> Tensor:
     """Return the places of the events most similar to each candidate, (M, k) int64, NO_KEY where it sees fewer.
@@ -62,7 +70,7 @@ def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: Candida
     places = torch.full((layout.num_candidates, num_found), NO_KEY, device=candidate_MD.device)
     if not event_ND.shape[0]:
         return places
-    size = PIECE_SCORES if event_ND.device.type == "cpu" else GPU_PIECE_SCORES
+    size = PIECE_SCORES if devices.is_host(event_ND.device) else GPU_PIECE_SCORES
     for block in layout.blocks:
         pieces = [slice(None)]
         if not layout.traceable:

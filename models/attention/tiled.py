@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models import devices
 from models.attention.normalise import normalise, penalty_of
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import drop
@@ -66,7 +67,7 @@ class _TiledBlock:
     def tiles(self, num_heads: int, device: torch.device) -> Iterator[_Tile]:
         rows, queries = self.block.query_gather.shape
         keys = self.block.key_gather.shape[1]
-        size = PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES
+        size = PIECE_SCORES if devices.is_host(device) else GPU_PIECE_SCORES
         if self.parts.unit is not None:
             size = UNIT_TILES * size // self.parts.unit.numbers_per_score
         rows_each = max(1, size // max(1, num_heads * queries * keys))
@@ -246,7 +247,7 @@ def tiled_attention(
         The output (R, C, H, Q, V) and the penalty, a scalar.
     """
     # Drawn from the global generator, so that dropout stays a function of its seed. The backward pass seeds the tiles again.
-    seed = int(torch.randint(2**62, ()).item()) if parts.threshold else 0
+    seed = int(torch.randint(2**62, ()).numpy()) if parts.threshold else 0
     tiled = _TiledBlock(block, ages, parts, seed)
     if keep:
         tiles = list(tiled.tiles(query.shape[1], query.device))

@@ -66,7 +66,10 @@ def ranges_of_events(context: AttentionContext, parts: AttentionTerms) -> Ranges
         offsets = context.layout.offsets - context.layout.offsets[0]
         place = context.layout.positions
         causal = config.mask == "causal"
-        newest = place if causal else torch.repeat_interleave(offsets.diff(), offsets.diff()) - 1
+        lengths = offsets.diff()
+        newest = place
+        if not causal:
+            newest = torch.repeat_interleave(lengths, lengths, output_size=place.numel()) - 1
         if window is None:
             first, last = torch.zeros_like(place), newest
         else:

@@ -6,4 +6,5 @@ Files:
     jagged.py           the layout of a jagged batch; padding and unpadding of its events
     merge_requests.py   adds items to the look-up request of a batch
     micro_batches.py    splits a batch into pieces that are encoded one after another
+    transfer.py         all tensors of a batch in one copy to a device
 """

@@ -7,16 +7,17 @@ duplicates between ranks, and the gradients of one id are summed before they are
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models import devices
 from models.batches.catalogue_share import CatalogueShare
 from models.batches.jagged import JaggedLayout, layout_of
 from models.batches.merge_requests import with_items
+from models.batches.transfer import to_device
 from models.features.catalogue import Catalogue
 from models.features.inputs import NO_INPUTS
 from models.features.request import ItemRequest
@@ -27,8 +28,6 @@ from models.features.values import ValueColumn
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never a target and never recommended
 
 _NOTHING = np.zeros(0, dtype=np.int64)
-
-Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,6 @@ class Cut:
     # bounds of the values of each feature of events and users, by "events.NAME" or "users.NAME"
     values: Mapping[str, tuple[int, int]]
     layout: JaggedLayout  # of the events of the piece
-
-    def to(self, device: torch.device) -> "Cut":
-        return replace(self, layout=self.layout.to(device))
 
 
 @dataclass(frozen=True)
@@ -81,23 +77,7 @@ class HistoryBatch:
         return self.target_ids.numel()
 
     def to(self, device: torch.device) -> "HistoryBatch":
-        return self if device.type == "cpu" else moved(self, device)
-
-
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch with all its content on the device.
-
-    `batch` is a dataclass of mappings, tuples, objects with a method `to`, and plain values.
-    """
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: move(entry) for name, entry in value.items()}
-        if isinstance(value, tuple):
-            return tuple(move(entry) for entry in value)
-        return value.to(device) if hasattr(value, "to") else value
-
-    return type(batch)(**{entry.name: move(getattr(batch, entry.name)) for entry in fields(batch)})  # type: ignore[arg-type]
+        return self if devices.is_host(device) else to_device(self, device)
 
 
 def build_batch(

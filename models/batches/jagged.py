@@ -31,9 +31,6 @@ class Bucket:
     scatter: Tensor  # (n,) int64, packed positions of the real events
     block_index: Tensor  # (n,) int64, their places in the flat block
 
-    def to(self, device: torch.device) -> "Bucket":
-        return Bucket(self.gather.to(device), self.scatter.to(device), self.block_index.to(device))
-
 
 @dataclass(frozen=True)
 class JaggedLayout:
@@ -68,11 +65,6 @@ class JaggedLayout:
         """Return the last event of each history that is not empty, (n,) int64, in the order of the histories."""
         ends = self.offsets[1:] - self.offsets[0]
         return (ends - 1)[self.offsets.diff() > 0]
-
-    def to(self, device: torch.device) -> "JaggedLayout":
-        return JaggedLayout(
-            self.offsets.to(device), self.positions.to(device), tuple(bucket.to(device) for bucket in self.buckets)
-        )
 
 
 def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:

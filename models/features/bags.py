@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import devices
+
 Pooling = Literal["mean", "sum"]
 
 
@@ -29,10 +31,6 @@ class Bags:
     rows: Tensor  # (n,) int64, ordered by owner
     lengths: Tensor  # (M,) int64, number of values of each owner, can be 0
     weights: Tensor | None = None  # (n,) float32; None: unweighted sums
-
-    def to(self, device: torch.device) -> "Bags":
-        weights = None if self.weights is None else self.weights.to(device)
-        return Bags(self.table, self.rows.to(device), self.lengths.to(device), weights)
 
 
 def bags_of(table: str, rows: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> Bags:
@@ -76,10 +74,11 @@ def row_gradients(
         gradients: of the looked-up vectors, by table of `rows` and by name of `bags`.
 
     Returns:
-        By table the rows (R,) and their gradients (R, W). For a table with bags each row occurs once.
+        By table the rows (R,) and their gradients (R, W). On a CPU each row of a table with bags occurs once. On other devices
+        it can occur several times, because finding equal rows would wait for the device.
     """
     summed = {table: gradients[table] for table in rows}
-    unique = dict(rows)
+    changed = dict(rows)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, given in bags.items():
         num_rows = given.rows.numel()
@@ -89,6 +88,19 @@ def row_gradients(
         )
     for table, of_table in pieces.items():
         numbers, gradient = (torch.cat(parts) for parts in zip(*of_table, strict=True))
-        unique[table], place = numbers.unique(return_inverse=True)
-        summed[table] = gradient.new_zeros((unique[table].numel(), gradient.shape[1])).index_add_(0, place, gradient)
-    return unique, summed
+        changed[table] = numbers
+        summed[table] = gradient
+        if devices.is_host(numbers.device):
+            changed[table], place = numbers.unique(return_inverse=True)
+            whole = gradient.new_zeros((changed[table].numel(), gradient.shape[1]))
+            summed[table] = whole.index_add_(0, place, gradient)
+    return changed, summed
+
+
+def changed_rows(rows: Mapping[str, Tensor], bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+    """Return the rows that `row_gradients` returns on devices other than CPUs, in the same order, from the same request."""
+    changed = dict(rows)
+    pieces: dict[str, list[Tensor]] = {}
+    for given in bags.values():
+        pieces.setdefault(given.table, []).append(given.rows)
+    return changed | {table: torch.cat(of_table) for table, of_table in pieces.items()}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models import devices
+from models.batches.transfer import to_device
 from models.features.bags import Bags
 from models.features.values import FeatureValues
 
@@ -30,17 +32,4 @@ class ItemRequest:
     bags: Mapping[str, Bags] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ItemRequest":
-        return ItemRequest(
-            {table: rows.to(device) for table, rows in self.rows.items()},
-            None if self.own is None else self.own.to(device),
-            None if self.has_row is None else self.has_row.to(device),
-            _moved(self.values, device),
-            _moved(self.events, device),
-            _moved(self.users, device),
-            _moved(self.candidates, device),
-            {name: bags.to(device) for name, bags in self.bags.items()},
-        )
-
-
-def _moved(values: Mapping[str, FeatureValues], device: torch.device) -> dict[str, FeatureValues]:
-    return {name: entry.to(device) for name, entry in values.items()}
+        return self if devices.is_host(device) else to_device(self, device)

@@ -53,10 +53,6 @@ class FeatureValues:
     dense: Tensor  # numbers: (M, width) float32
     bags: BagRange | None = None  # bags: one for each owner
 
-    def to(self, device: torch.device) -> "FeatureValues":
-        index, owner, weight, dense = (t.to(device) for t in (self.index, self.owner, self.weight, self.dense))
-        return FeatureValues(index, owner, weight, dense, self.bags)
-
 
 class Ragged(Protocol):
     """Several values for each owner o: values[offsets[o]:offsets[o + 1]]; offsets (M + 1,) int64 from 0."""

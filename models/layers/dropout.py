@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import devices
+
 STEPS = 256
 
 
@@ -21,7 +23,7 @@ def drop(x: Tensor, threshold: int, generator: torch.Generator | None = None) ->
     """Zero each element with probability threshold / 256, and divide the rest by the probability of being kept."""
     if threshold == 0:
         return x
-    if x.device.type != "cpu":
+    if not devices.is_host(x.device):
         keep = torch.rand(x.shape, device=x.device, generator=generator) >= threshold / STEPS
     else:
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
@@ -39,6 +41,6 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:
             return x
-        if x.device.type != "cpu":
+        if not devices.is_host(x.device):
             return F.dropout(x, self.threshold / STEPS, training=True)
         return drop(x, self.threshold)

@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from models import devices
+
 
 class Modular(Protocol):
     """An object that consists of modules."""
@@ -66,7 +68,7 @@ class RunningStatistics(nn.Module):
     def _count(self, standardised: Tensor, real: Tensor | None, scale: Tensor) -> None:
         flat = standardised.reshape(-1, standardised.shape[-1])
         # On a GPU this check would wait for the device.
-        if real is None or (real.device.type == "cpu" and real.all()):
+        if real is None or (devices.is_host(real.device) and real.all()):
             self.sums[0] += flat.shape[0]
         else:
             self.sums[0] += real.sum()

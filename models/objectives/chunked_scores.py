@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models import devices
 from models.objectives.products import add_product, product, score_product
 
 LOG2_E = 1.4426950408889634
 # Scores held at a time. On a CPU 4 MiB in float32 stay in the last-level cache. On a GPU, launches of such small kernels would
-# dominate, so it is 256 MiB there, which every GPU has.
+# dominate, so it is 1 GiB there: a million items and 10,000 targets then take about 1,000 launches.
 CHUNK_ELEMENTS = 1 << 20
-GPU_CHUNK_ELEMENTS = 1 << 26
+GPU_CHUNK_ELEMENTS = 1 << 28
 
 # (scores (R, C), slice of their targets) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
 # Scores have the dtype of the vectors and are not rounded below it. The function has to replace them in place by the derivative
@@ -28,7 +29,7 @@ RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
 
 def chunk_elements(device: torch.device) -> int:
     """Return how many scores are held at a time on a device."""
-    return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return CHUNK_ELEMENTS if devices.is_host(device) else GPU_CHUNK_ELEMENTS
 
 
 def exponentials(scores: Tensor) -> Tensor:

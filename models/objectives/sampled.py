@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models import devices
 from models.compiled.softmax import Hits, SoftmaxKernels
 from models.objectives.chunked_scores import exponentials, sum_over_scores
 
@@ -43,7 +44,7 @@ class SampledTargets:
 
     def without_hits(self, scores_RC: Tensor, rows: slice) -> Tensor:
         """Set the scores of some targets to minus infinity, in place, where the negative is the target."""
-        if scores_RC.device.type != "cpu":
+        if not devices.is_host(scores_RC.device):
             return scores_RC.masked_fill_(self.target_ids[rows, None] == self.negative_ids, float("-inf"))
         # Hits are few, and comparing all pairs would cost as much as a matrix product, so they are searched among sorted negatives.
         order_C, first_T, count_T = self.hits

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import devices
 from models.attention.candidates import CandidateLayout
-from models.batches.history_batch import as_tensor, moved
+from models.batches.history_batch import as_tensor
 from models.batches.jagged import JaggedLayout
+from models.batches.transfer import to_device
 from models.features.catalogue import Catalogue
 from models.features.inputs import NO_INPUTS
 from models.features.request import ItemRequest
@@ -34,9 +36,6 @@ class RankingCut:
     values: Mapping[str, tuple[int, int]]
     layout: JaggedLayout  # of the events of the piece
     candidate_layout: CandidateLayout  # of its candidates
-
-    def to(self, device: torch.device) -> "RankingCut":
-        return replace(self, layout=self.layout.to(device), candidate_layout=self.candidate_layout.to(device))
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class RankingBatch:
         return self.row_ids.numel()
 
     def to(self, device: torch.device) -> "RankingBatch":
-        return self if device.type == "cpu" else moved(self, device)
+        return self if devices.is_host(device) else to_device(self, device)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from models import devices
+
 CHUNK_PAIRS = 1 << 18  # held at a time: about 10 MiB
 GPU_CHUNK_PAIRS = 1 << 24  # about 640 MiB; with fewer a GPU would wait for the host
 
 
 def chunk_pairs(device: torch.device) -> int:
     """Return how many pairs are held at a time on a device."""
-    return CHUNK_PAIRS if device.type == "cpu" else GPU_CHUNK_PAIRS
+    return CHUNK_PAIRS if devices.is_host(device) else GPU_CHUNK_PAIRS
 
 
 def pointwise(kind: Literal["bce", "focal"], logits_M: Tensor, positive_M: Tensor, focusing: float = 0.0) -> Tensor:

@@ -6,38 +6,67 @@ its number modulo the world size. Rows and gradients are sent there in three col
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sharding.world import World
 
 
-def squared_row_norm(rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor], world: World) -> Tensor:
+@dataclass(frozen=True)
+class HostRows:
+    """The rows of a step on the host, from which the ranks know the sizes of an exchange without waiting for their devices."""
+
+    rows: Mapping[str, Tensor]
+    """By table (R,) int64 on the CPU, those on the device in the same order."""
+    world: World
+    """The ranks, for collectives of CPU tensors."""
+
+
+def squared_row_norm(
+    rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor], world: World, host: HostRows | None = None
+) -> Tensor:
     """Return the sum of squares of the gradient of all tables, float64 and the same on every rank. Collective.
 
     Args:
         rows: by table (R,) int64, the rows that this rank looked up; a row can occur several times.
         gradients: by table (R, dim), of its share of the loss. Tables and their order are the same on every rank.
         world: the ranks.
+        host: the rows on the host, if reading a number of the device would wait for it. Sums are then rounded differently.
     """
     gathered = [(rows[table], gradient) for table, gradient in gradients.items()]
     if world.world_size > 1:
-        gathered = _at_owners(gathered, world)
+        gathered = _at_owners(gathered, world, host)
     square = torch.zeros((), dtype=torch.float64, device=world.device)
     for numbers, gradient in gathered:
-        distinct, place = numbers.unique(return_inverse=True)
-        whole = gradient.new_zeros((distinct.numel(), gradient.shape[1])).index_add_(0, place, gradient)
+        whole = _summed_by_row(numbers, gradient) if host is None else _summed_by_run(numbers, gradient)
         square += whole.double().square().sum()
     return world.sum(square)
 
 
-def _at_owners(tables: list[tuple[Tensor, Tensor]], world: World) -> list[tuple[Tensor, Tensor]]:
+def _summed_by_row(numbers: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient of each distinct row, (distinct rows, dim)."""
+    distinct, place = numbers.unique(return_inverse=True)
+    return gradient.new_zeros((distinct.numel(), gradient.shape[1])).index_add_(0, place, gradient)
+
+
+def _summed_by_run(numbers: Tensor, gradient: Tensor) -> Tensor:
+    """Return the same, followed by zeros up to (R, dim): the number of distinct rows stays unknown to the host."""
+    ordered, order = numbers.sort(stable=True)
+    place = F.pad(ordered.diff() != 0, (1, 0)).cumsum(0)[: ordered.numel()]
+    return torch.zeros_like(gradient).index_add_(0, place, gradient.index_select(0, order))
+
+
+def _at_owners(tables: list[tuple[Tensor, Tensor]], world: World, host: HostRows | None) -> list[tuple[Tensor, Tensor]]:
     """Return the (rows, gradients) of each table that this rank sums, in the order of the ranks that sent them."""
     num_ranks = world.world_size
+    on_host = [numbers for numbers, _ in tables] if host is None else list(host.rows.values())
     orders = [torch.sort(numbers % num_ranks, stable=True).indices for numbers, _ in tables]
-    counts = torch.stack([torch.bincount(numbers % num_ranks, minlength=num_ranks) for numbers, _ in tables], dim=1)
-    arriving = world.exchange(counts.flatten(), [len(tables)] * num_ranks, [len(tables)] * num_ranks).view_as(counts)
+    counts = torch.stack([torch.bincount(numbers % num_ranks, minlength=num_ranks) for numbers in on_host], dim=1)
+    counting = world if host is None else host.world
+    arriving = counting.exchange(counts.flatten(), [len(tables)] * num_ranks, [len(tables)] * num_ranks).view_as(counts)
     leaving_counts = counts.tolist()
     arriving_counts = arriving.tolist()
 

@@ -94,7 +94,7 @@ class Optimizers:
 
     def count_lookups(self) -> None:
         """Set the counters of fused optimizers to the number of updates so far. Call it before the look-up of a step."""
-        set_num_updates(self._fused_tables, int(self.num_updates))
+        set_num_updates(self._fused_tables, int(self.num_updates.numpy()))  # of the CPU
 
     def step_dense(self) -> None:
         """Apply the gradients of everything that is not fused, and count the update. Fused tables are already updated."""

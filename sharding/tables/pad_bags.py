@@ -21,6 +21,8 @@ def pad_requests(collection: nn.Module, world: World) -> None:
     The result has as many bags as the largest request, with the requested ones first.
     """
 
+    world = world.on_cpu()  # the host needs the number, and must not wait for the work of a GPU
+
     def padded(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         request, *others = arguments
         return (pad_to_longest(request, world), *others)
@@ -36,4 +38,8 @@ def pad_to_longest(request: KeyedJaggedTensor, world: World) -> KeyedJaggedTenso
     if longest == stride:
         return request
     lengths = F.pad(request.lengths().view(len(keys), stride), (0, longest - stride))
-    return KeyedJaggedTensor(keys, request.values(), request.weights_or_none(), lengths=lengths.flatten())
+    # Empty bags change no number of rows. TorchRec would otherwise read these numbers from the device.
+    numbers = request.length_per_key_or_none()
+    return KeyedJaggedTensor(
+        keys, request.values(), request.weights_or_none(), lengths=lengths.flatten(), length_per_key=numbers
+    )

@@ -53,6 +53,8 @@ LATER = {
     "train.streams": 64,
     "train.catalogue_workers": 1,
     "train.compiled_kernels": False,
+    "train.tf32": False,
+    "train.torch_compile": False,
     "model.encoder.heads_by_block": None,
     "model.encoder.attention.temperature_factor": 1.0,
     "model.interest.attention.temperature_factor": 1.0,

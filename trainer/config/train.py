@@ -138,6 +138,17 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses "
         "AMX if all machines have it. Results differ from those without it by rounding",
     )
+    tf32: bool = Field(
+        False,
+        description="round the factors of float32 matrix products to TF32 (10 bits after the point) in training on GPUs, whose "
+        "tensor cores then compute them. Sums and evaluation stay in float32",
+    )
+    torch_compile: bool = Field(
+        False,
+        description="compile feed-forward sub-layers and towers by torch.compile, which joins their elementwise operations. The "
+        "first steps take seconds longer. It needs a C++ compiler on every worker's machine, and Triton on GPUs. Results differ "
+        "from those without it by rounding",
+    )
     ema_decay: float | None = Field(
         None,
         gt=0.0,

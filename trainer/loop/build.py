@@ -211,7 +211,7 @@ def build_ema(job: Job, built: Built) -> WeightEma | None:
 def build_step(
     job: Job, built: Built, optimizers: Optimizers, ema: WeightEma | None, world: World, clock: StepClock
 ) -> TrainStep:
-    """Return the step of a training, which trains the built model."""
+    """Return the step of a training, which trains the built model. Collective."""
     return TrainStep(
         built.model,
         optimizers,
@@ -222,4 +222,6 @@ def build_step(
         job.config.train.clip_norm,
         ema,
         job.config.train.precision,
+        job.config.train.tf32,
+        None if job.config.train.clip_norm is None else world.on_cpu(),
     )

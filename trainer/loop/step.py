@@ -5,6 +5,10 @@ sum, on the global loss, the global number of targets and whether everything is 
 their fused optimizers apply them at once. So a non-finite step is applied nowhere, and the gradient is that of the global batch:
 sums over ranks, divided once by the global number of targets. Clipping uses the norm of that whole gradient, before any part of it
 is applied.
+
+The device computes all of this, the norm and the divisor included. The host reads the result once in a step, by an asynchronous
+copy into pinned memory, and waits for nothing else. It cannot read the result a step later: a fused optimizer with moments changes
+rows even if their gradient is zero, so only the host can leave out the update of a step that is not finite.
 """
 
 import hashlib
@@ -16,17 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.features.bags import row_gradients
+from models import devices
+from models.features.bags import changed_rows, row_gradients
 from models.features.request import ItemRequest
 from models.layers import running_statistics
-from sharding.tables.gradient_norm import squared_row_norm
+from sharding.tables.gradient_norm import HostRows, squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.config.train import Precision
 from trainer.fault_points import reach
+from trainer.loop.host_copy import HostCopy
+from trainer.loop.products import tf32_products
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model
+
+NUM_TARGETS = 2  # place of the number of targets among the facts of a step
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,10 @@ class TrainStep:
     """The moving average of dense weights to update."""
     precision: Precision = "float32"
     """The precision of the dense part."""
+    tf32: bool = False
+    """Products of the dense part are computed in TF32 on GPUs."""
+    host_world: World | None = None
+    """All ranks, for collectives of CPU tensors; clipping needs them unless the ranks' devices are CPUs."""
 
     def __call__(
         self,
@@ -107,7 +120,7 @@ class TrainStep:
         """Train on this rank's share of a global batch. Collective.
 
         Args:
-            batch: The share, on the device of the model.
+            batch: The share, on the CPU.
             step: The number of the step, from 0.
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
@@ -120,6 +133,8 @@ class TrainStep:
         self.clock.start()
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
+        host_items = batch.items
+        batch = batch.to(self.world.device)
         rows = self.model.look_up(batch.items)
         self.clock.mark()
         reach("forward", self.world.rank, step)
@@ -129,12 +144,14 @@ class TrainStep:
         dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
-        result = self._agree(
-            loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested)
-        )
-        # All ranks received the loss from one all-reduce, so their decisions are equal.
-        result = replace(result, spiked=result.finite and result.loss > loss_limit)
-        result, divisor = self._clip(result, dense, batch.items, gradients)
+        facts = self._facts(loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested))
+        divisor = facts[NUM_TARGETS]
+        if self.clip_norm is not None:
+            norm = self._norm(dense, (batch.items, host_items), gradients) / divisor
+            facts = torch.cat((facts, norm[None]))
+            divisor = divisor * (norm / self.clip_norm).clamp(min=1.0)
+        # The only wait of a step: the host needs these numbers to decide whether to apply it.
+        result = self._result(HostCopy(facts).wait(), sorted(weights), loss_limit)
         self.clock.mark()
         if result.applied:
             reach("backward", self.world.rank, step)
@@ -157,12 +174,13 @@ class TrainStep:
         Only one micro-batch has activations in memory at a time.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for part in self.parts_of(batch):
-            # Weights and boundary are float32, and so are their gradients, because casts are part of the graph.
-            with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss = self.model.loss(boundary, part)
-            loss.backward()
-            total += loss.detach()
+        with tf32_products(self.tf32):
+            for part in self.parts_of(batch):
+                # Weights and boundary are float32, and so are their gradients, because casts are part of the graph.
+                with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    loss = self.model.loss(boundary, part)
+                loss.backward()
+                total += loss.detach()
         return total
 
     def _update_statistics(self) -> None:
@@ -171,27 +189,12 @@ class TrainStep:
         if counted.numel():
             running_statistics.update(self.model, self.world.sum(counted))
 
-    def _clip(
-        self, result: StepResult, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]
-    ) -> tuple[StepResult, float]:
-        """Return the result with the norm of the gradient, and the number by which the gradient is divided. Collective.
-
-        With clipping, `dense` becomes the sum over ranks.
-        """
-        if not result.applied or self.clip_norm is None:
-            return result, result.num_targets
-        self.world.sum(dense)
-        norm = self._norm(dense, request, gradients) / result.num_targets
-        # Numbers that are finite on every rank may have no finite sum.
-        result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
-        return result, result.num_targets * max(1.0, norm / self.clip_norm)
-
-    def _set_summed_gradient(self, dense: Tensor, divisor: float) -> None:
+    def _set_summed_gradient(self, dense: Tensor, divisor: Tensor) -> None:
         """Set the gradient of dense weights and copied tables: the sum over ranks, divided. Collective.
 
         Args:
-            dense: The gradient of dense weights; with clipping, `_clip` has summed it already.
-            divisor: The number by which it is divided.
+            dense: The gradient of dense weights; with clipping, `_norm` has summed it already.
+            divisor: The number by which it is divided, a float64 scalar.
         """
         # Copied tables received their gradient just now, already divided.
         copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
@@ -202,20 +205,28 @@ class TrainStep:
         summed[: dense.numel()] /= divisor
         _set_gradient(self.optimizers.summed_parameters, summed)
 
-    def _norm(self, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
-        """Return the norm of the gradient of the sum over all targets, as the first rank computes it. Collective.
+    def _norm(
+        self, dense: Tensor, requests: tuple[ItemRequest, ItemRequest], gradients: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the norm of the gradient of the sum over all targets, as the first rank computes it, (). Collective.
 
         Args:
-            dense: The gradient of dense weights, summed over ranks.
-            request: The look-ups of this rank.
+            dense: The gradient of dense weights. It becomes the sum over ranks.
+            requests: The look-ups of this rank, on its device and on the CPU.
             gradients: The gradients of the rows that it looked up.
         """
+        request, host_request = requests
+        self.world.sum(dense)
+        host = None
+        if not devices.is_host(self.world.device):
+            assert self.host_world is not None
+            host = HostRows(changed_rows(host_request.rows, host_request.bags), self.host_world)
         of_rows = row_gradients(request.rows, request.bags, gradients)
-        square = dense.double().square().sum() + squared_row_norm(*of_rows, self.world)
+        square = dense.double().square().sum() + squared_row_norm(*of_rows, self.world, host)
         # Ranks may round the same sum differently. Copies of dense weights stay equal only if all ranks scale by the same number.
-        return math.sqrt(self.world.from_first(square).item())
+        return self.world.from_first(square).sqrt()
 
-    def _agree(
+    def _facts(
         self,
         loss_sum: Tensor,
         gradients: list[Tensor],
@@ -223,26 +234,36 @@ class TrainStep:
         weights: Mapping[str, Tensor],
         batch: Batch,
         requests: tuple[bool, bool],
-    ) -> StepResult:
-        """Return the result of the step, summed over ranks. Collective. requests: to stop, and to save."""
+    ) -> Tensor:
+        """Return the facts of the step, summed over ranks, for `_result`. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
-        of_ranks = torch.zeros(2, self.world.world_size, dtype=torch.float64)
-        of_ranks[:, self.world.rank] = torch.tensor([batch.layout.num_events, self.clock.own_seconds])
-        counts = torch.tensor(
-            [batch.num_targets, *requests, *of_ranks.flatten().tolist()], dtype=torch.float64, device=dense.device
-        )
-        names = sorted(weights)
-        broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
-        facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
-        # The only deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, stops, saves, *others = self.world.sum(facts).tolist()
+        events = [0.0] * self.world.world_size
+        events[self.world.rank] = float(batch.layout.num_events)
+        own_seconds = [0.0] * self.world.world_size
+        own_seconds[self.world.rank] = self.clock.own_seconds
+        counts = torch.tensor([batch.num_targets, *requests, *events, *own_seconds], dtype=torch.float64)
+        broken_weights = torch.stack([~weights[name].isfinite().all() for name in sorted(weights)])
+        of_device = torch.stack((loss_sum, broken.double()))
+        facts = torch.cat((of_device, devices.from_host(counts, dense.device), broken_weights.double()))
+        return self.world.sum(facts)
+
+    def _result(self, numbers: list[float], names: list[str], loss_limit: float) -> StepResult:
+        """Return the result of the step.
+
+        Args:
+            numbers: The facts of the step, and with clipping the norm of the gradient.
+            names: The tables, and "" for the dense weights, in the order of the facts.
+            loss_limit: The loss above which the step is not applied.
+        """
+        norm = numbers.pop() if self.clip_norm is not None else None
+        total, num_broken, num_targets, stops, saves, *others = numbers
         size = self.world.world_size
         events = others[:size]
         own_seconds = others[size : 2 * size]
         of_weights = others[2 * size :]
-        return StepResult(
+        result = StepResult(
             loss=total / num_targets if num_targets else float("nan"),
             num_targets=int(num_targets),
             num_events=int(sum(events)),
@@ -254,6 +275,12 @@ class TrainStep:
             rank_seconds=tuple(own_seconds),
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
+        # All ranks received the same numbers, so their decisions are equal.
+        result = replace(result, spiked=result.finite and result.loss > loss_limit)
+        if norm is None or not result.applied:
+            return result
+        # Numbers that are finite on every rank may have no finite sum.
+        return replace(result, grad_norm=norm, finite=math.isfinite(norm))
 
 
 def _gradient_of(leaf: Tensor) -> Tensor:

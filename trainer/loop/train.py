@@ -18,6 +18,7 @@ from trainer.fault_points import reach
 from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.compiled_kernels import kernels_of_ranks
+from trainer.loop.compiled_layers import compile_layers
 from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.evaluations import Evaluations
 from trainer.loop.loss_spikes import LossSpikes
@@ -59,6 +60,8 @@ class Training:
         if job.config.train.compiled_kernels:
             self.built.model.kernels = kernels_of_ranks(world)
             self.messages.lap("compiled kernels")
+        if job.config.train.torch_compile:
+            compile_layers(self.built.model, world)
         self.checkpoints = Checkpoints(
             job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.ema
         )
@@ -169,9 +172,7 @@ class Training:
         save_requested = saves > self._saves
         counting = self.measures.counting(item.batch.layout.num_events)
         with counting, self.profiler.tracing(self.state.step):
-            result = self.step(
-                batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
-            )
+            result = self.step(batch, self.state.step, factor, stop_requested, save_requested, limit)
         self._saves = saves
         self.clock.collect()
         self.state = self.state.after_step(item.after, trained=result.skipped is None)

@@ -33,7 +33,7 @@ class WeightEma:
     @torch.no_grad()
     def update(self) -> None:
         """Update the averages with the present weights."""
-        n = int(self.num_updates)
+        n = int(self.num_updates.numpy())  # of the CPU
         decay = min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(self.values.values()), list(self._weights.values()), 1.0 - decay)
         self.num_updates += 1

@@ -12,6 +12,7 @@ from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.reference import attend_reference
+from models.batches.transfer import to_device
 from tests.models.attention.forms import FORMS, LENGTHS, config_of, context_of, parts_of, random_inputs
 
 LOCAL = [form for form in FORMS if not config_of(form).num_global]
@@ -167,7 +168,10 @@ def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, 
     results = []
     for device, precision in (("cpu", torch.float32), ("cuda", dtype)):
         context = AttentionContext(
-            host.layout.to(torch.device(device)), host.times.to(device), host.request_times.to(device), reach=reach
+            to_device(host.layout, torch.device(device)),
+            host.times.to(device),
+            host.request_times.to(device),
+            reach=reach,
         )
         parts = parts_of(config, width, torch.float32)
         for bias in (parts.position, parts.time):

@@ -6,11 +6,12 @@ import torch
 
 from models.batches.history_batch import build_batch, with_inputs, with_negatives
 from models.batches.micro_batches import parts_of, with_cuts
-from models.features.bags import row_gradients
+from models.features.bags import changed_rows, row_gradients
 from models.features.request import ItemRequest
 from models.features.values import feature_embedding
 from sharding.tables.initialize import initialize_tables
 from tests.models.features.tagged import NUM_ITEMS, ROWS, Shape, Tagged, catalogue, lists, request_of
+from tests.support.device_work import as_on_a_gpu, recorded_waits
 
 SHAPES = [Shape(9, 4, 6, 3), Shape(1, 0, 2, 4), Shape(0, 0, 0, 5), Shape(3, 1, 0, 6)]
 
@@ -114,3 +115,25 @@ def test_gradients_of_bags_become_those_of_their_rows(pooling: str) -> None:
         spread = torch.zeros_like(whole).index_add_(0, rows[table], gradients[table])
         torch.testing.assert_close(spread, whole, rtol=1e-5, atol=1e-6)
         assert table == "item" or rows[table].unique().numel() == rows[table].numel()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+def test_on_a_gpu_no_row_has_to_be_unique_and_the_host_knows_their_order(pooling: str) -> None:
+    model = model_of(True, pooling)
+    request = request_of(model.known, SHAPES[0])
+    vectors = model.tables(request.rows, request.bags)
+    gradients = {name: torch.randn_like(value) for name, value in vectors.items()}
+    rows, summed = row_gradients(request.rows, request.bags, gradients)
+    with as_on_a_gpu(), recorded_waits() as waits:
+        on_device, single = row_gradients(request.rows, request.bags, gradients)
+    assert waits == []
+    known = changed_rows(request.rows, request.bags)
+    assert list(known) == list(on_device) == list(rows)
+    for table, numbers in on_device.items():
+        assert known[table].equal(numbers)
+        spread, expected = (
+            torch.zeros((ROWS[table], summed[table].shape[1])).index_add_(0, places, of_rows[table])
+            for places, of_rows in ((numbers, single), (rows[table], summed))
+        )
+        torch.testing.assert_close(spread, expected, rtol=1e-5, atol=1e-6)
+    assert any(numbers.unique().numel() < numbers.numel() for numbers in on_device.values())

@@ -30,6 +30,7 @@ from tests.settings.observations.training import (
     largest_batch,
     largest_piece,
     largest_validated,
+    layers_compiled,
     logged_at,
     losses,
     rates,
@@ -40,6 +41,7 @@ from tests.settings.observations.training import (
     steps_until_given_up,
     streams_of_order,
     table_rates,
+    tf32_in_a_step,
     validated_at,
     weights_evaluated,
 )
@@ -114,6 +116,9 @@ OPTIMIZER = (
     Entry("train.precision", "bfloat16", losses),
     Entry("train.compiled_kernels", True, kernels_asked, True, base={"model.objective": {"kind": "full_softmax"}}),
     Entry("train.compiled_kernels", True, kernels_asked, True, base={"model.objective": {"kind": "sampled_softmax"}}),
+    Entry("train.tf32", True, tf32_in_a_step, True, base={"cluster.gpus_per_worker": 1}),
+    Entry("train.tf32", True, tf32_in_a_step, refused="is for GPUs, and workers have none"),
+    Entry("train.torch_compile", True, layers_compiled, 1),
     Entry("train.ema_decay", 0.15, weights_evaluated, formula=averaged_by_hand(0.15)),
 )
 

@@ -118,6 +118,33 @@ def kernels_asked(lab: Lab, config: Config) -> bool:
     return {*offers} == {"softmax", "attention"}
 
 
+def tf32_in_a_step(lab: Lab, config: Config) -> bool:
+    """Return whether products of GPUs may be rounded to TF32 while a step computes its loss. They may not before it."""
+    training = training_of(lab, lab.job(config), [], stop_after=1)
+    model = training.built.model
+    loss_of = model.loss
+    allowed: list[bool] = []
+
+    def loss(*given: Any) -> Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        result: Tensor = loss_of(*given)
+        return result
+
+    model.loss = loss
+    assert not torch.backends.cuda.matmul.allow_tf32
+    training.run()
+    assert not torch.backends.cuda.matmul.allow_tf32
+    return allowed[0]
+
+
+def layers_compiled(lab: Lab, config: Config) -> int:
+    """Return how many layers are compiled at their first call. No compiler is needed, since there is no call."""
+    with mock.patch("trainer.loop.compiled_layers.no_compiler_reason", return_value=None):
+        training = training_of(lab, lab.job(config), [])
+    training.progress.close()
+    return sum(module._compiled_call_impl is not None for module in training.built.model.modules())
+
+
 def validated_at(lab: Lab, config: Config) -> list[int]:
     """Return the steps after which the validation split was evaluated."""
     return [line["step"] for line in lab.see(trained, config).lines if line["kind"] == "validation"]
