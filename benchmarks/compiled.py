@@ -101,14 +101,15 @@ def _attentions(kernels: CompiledKernels) -> Iterator[Choices]:
         parts = AttentionTerms(config, (WIDTH // NUM_HEADS) ** -0.5, MAX_HISTORY, position, time_bias)
 
         def of_kernels(compiled: bool, dtype: torch.dtype, parts: AttentionTerms = parts) -> Callable[[], Tensor]:
-            leaves = [tensor.to(dtype).requires_grad_() for tensor in heads]
+            leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in heads]
             context = AttentionContext(layout_of(offsets), times, times)
             context.kernel = kernels.attention if compiled else None
 
             def work() -> Tensor:
                 # A batch computes the buckets of its ages once; a step is a batch.
                 fresh = replace(context, _blocks={}, _ages={}, masks={})
-                return attend(*leaves, fresh, parts).output.float().sum()
+                query, key, value = leaves
+                return attend(query, key, value, fresh, parts).output.float().sum()
 
             return work
 
@@ -137,7 +138,8 @@ def _objectives(kernels: CompiledKernels) -> Iterator[Choices]:
                 softmax = kernels.softmax if compiled else None
 
                 def work() -> Tensor:
-                    sample = SampledTargets(*leaves, target_ids, negative_ids)
+                    of_users, of_positives, of_negatives = leaves
+                    sample = SampledTargets(of_users, of_positives, of_negatives, target_ids, negative_ids)
                     if name == "sampled softmax":
                         return sampled_softmax_cross_entropy(sample, softmax)
                     return binary_cross_entropy(sample, 1.0, 1.0, 0.0, softmax)

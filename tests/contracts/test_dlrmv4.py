@@ -155,4 +155,4 @@ def test_the_plans_hold_the_tables_of_the_reference_in_the_memory_of_the_devices
     assert {(load.dim, load.optimizer) for load in request.loads} == {(512, "rowwise_adagrad")}
     assert request.topology.num_devices == devices
     planned = make(request)
-    assert {shard.kernel for shard in planned.plan.shards} == {"fused"}
+    assert {table.kernel for table in planned.plan.tables.values()} == {"fused"}
