@@ -182,8 +182,9 @@ class _Attention(torch.autograd.Function):
         output = packed[0].new_empty((num_events, form.sizes.num_heads, form.sizes.value_width), dtype=torch.float32)
         log_total = output.new_empty((num_events, form.sizes.num_heads)) if form.silu is None else None
         kernel.run(_Problem.of(offsets, form, form.sizes.columns(packed), output, log_total, biases), form)
-        # The output is an input of the backward pass of softmax only.
-        ctx.save_for_backward(offsets, output if form.silu is None else None, log_total, *biases, *packed)
+        # The output is an input of the backward pass of softmax only. torch accepts None here, which its types leave out.
+        saved = (offsets, output if form.silu is None else None, log_total, *biases, *packed)
+        ctx.save_for_backward(*saved)  # type: ignore[arg-type]
         ctx.kernel, ctx.form = kernel, form  # type: ignore[attr-defined]
         return output
 

@@ -66,7 +66,7 @@ def _total_and_gradients(
     buffer = user_TD.new_empty((rows, num_candidates))
     user_gradient = torch.empty_like(user_TD)
     item_gradient = torch.zeros_like(item_CD)
-    own_gradient = () if own_T is None else (torch.empty_like(own_T),)
+    own_gradient = [] if own_T is None else [torch.empty_like(own_T)]
     losses = []
     for start in range(0, num_targets, rows):
         chunk = slice(start, min(start + rows, num_targets))
