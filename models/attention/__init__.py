@@ -7,6 +7,7 @@ Files:
     block_mask.py        the blocks of pairs that FlexAttention visits
     blocks.py            which events attend to which: whole histories, windows
     candidates.py        candidates as queries, and the events that each sees
+    compiled.py          the attention of the compiled kernel: its choice and its inputs
     config.py            settings of the parts: normalisation, bias, mask, heads, gate ...
     continued.py         attention of new events to earlier ones with kept keys and values
     gpu.py               flash attention over packed histories, FlexAttention with biases

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext, HistoryBlock
 from models.attention.candidates import CandidateBlock, CandidateContext
+from models.attention.compiled import compiled_attention, compiled_fits
 from models.attention.continued import ContinuedContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
@@ -115,11 +116,8 @@ def _among_events(
     parts: AttentionTerms,
     joint_NS: Tensor | None = None,
 ) -> Attended:
-    kernel = context.kernel
-    if kernel is not None and kernel.takes(query_NHK) and parts.is_plain and context.window(parts.config) is None:
-        offsets = context.layout.offsets - context.layout.offsets[0]
-        exact = kernel.attend(query_NHK, key_NGK, value_NGV, offsets, parts.scale, joint_NS)
-        return Attended(exact[:, None].to(query_NHK.dtype))
+    if compiled_fits(query_NHK, context, parts):
+        return compiled_attention(query_NHK, key_NGK, value_NGV, context, parts, joint_NS)
     capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
     match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
         case "flash":

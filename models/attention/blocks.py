@@ -81,9 +81,9 @@ class AttentionContext:
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    # the compiled kernel of plain causal attention, if it is to be used
+    # the compiled kernel of causal attention, if it is to be used
     kernel: AttentionKernel | None = None
-    masks: dict[Any, Any] = field(default_factory=dict)  # cache of the GPU paths, shared by layers
+    masks: dict[Any, Any] = field(default_factory=dict)  # cache of the paths with kernels, shared by layers
 
     def narrowed_to_candidates(self) -> "AttentionContext":
         """Return the context of a last layer, of which only the candidates are used."""

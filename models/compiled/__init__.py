@@ -3,7 +3,8 @@
 Importing this package imports no torch.
 
 Files:
-    attention.cpp         causal softmax attention of packed histories, forward and backward
+    attention.cpp         forms of the attention: softmax, and SiLU with biases
+    attention.h           causal attention of packed histories, forward and backward
     attention.py          its autograd function
     build.py              compilation of the sources, once per machine and version
     kernels.py            all kernels of a model

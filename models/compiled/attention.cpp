@@ -1,316 +1,204 @@
-// Causal softmax attention of packed histories, forward and backward, computed in float32. It needs AVX-512.
-//
-// Histories are not padded: history b has the events offsets[b] .. offsets[b + 1]. Query head h reads key and value head h / (H / G).
-// Of the forward pass only the log of each row's sum of exponentials is kept. The backward pass computes the weights again
-// (Dao et al. 2022, arXiv:2205.14135, algorithm 4): with W the weights and o the output, dW = do v^T,
-// dS = W (dW - sum(o do)), dq = scale dS k, dk = scale dS^T q, dv = W^T do.
-//
-// A block has ROWS queries of a history and a head. Names: N events, H heads, G heads of keys and values, K head width, V of values.
-#include <omp.h>
-
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <vector>
-
-#include "tiles.h"
+// Forms of the causal attention of attention.h: softmax, and SiLU with biases (HSTU).
+#include "attention.h"
 
 namespace {
 
-using BFloat16 = uint16_t;
-
-// In the order of models/compiled/attention.py: _Problem. Rows of an array are `..._row` numbers apart; within a row, heads are contiguous.
-struct Problem {
-  int64_t num_histories, num_heads, num_key_heads, key_width, value_width, threads, in_bfloat16;
-  const int64_t* offsets;  // (B + 1)
-  const void *query, *key, *value;
-  int64_t query_row, key_row, value_row;
-  float* output;                 // (N, H, V)
-  float* log_total;              // (N, H), in units of log 2
-  const float* output_gradient;  // (N, H, V); null in the forward pass
-  void *query_gradient, *key_gradient, *value_gradient;
-  int64_t query_gradient_row, key_gradient_row, value_gradient_row;
-  float scale;
-};
-
-inline float read(const float* from) { return *from; }
-inline float read(const BFloat16* from) {
-  const uint32_t bits = uint32_t(*from) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline void write(float value, float* to) { *to = value; }
-inline void write(float value, BFloat16* to) {  // to the nearest number, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
-  *to = nan ? BFloat16((bits >> 16) | 0x40) : BFloat16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-constexpr int64_t ROWS = 48;
-
-// The working memory of a thread.
-template <class Number>
-class Worker {
+// Softmax. Scores are in units of log 2. Of the forward pass the log of each row's sum of exponentials is kept. The backward pass
+// computes dS = W (dW - sum(o do)).
+class Softmax {
  public:
-  Worker(const Problem& problem, int64_t longest)
-      : p_(problem),
-        key_padded_(round_up(p_.key_width, 16)),
-        value_padded_(round_up(p_.value_width, 16)),
-        panels_(round_up(longest, PANEL) / PANEL),
-        key_columns_(zeros<float>(panels_ * PANEL * p_.key_width)),
-        value_columns_(zeros<float>(panels_ * PANEL * p_.value_width)),
-        key_rows_(zeros<float>(panels_ * PANEL * key_padded_)),
-        value_rows_(zeros<float>(panels_ * PANEL * value_padded_)),
-        key_sums_(zeros<float>(panels_ * PANEL * key_padded_)),
-        value_sums_(zeros<float>(panels_ * PANEL * value_padded_)),
-        weights_(zeros<float>(panels_ * ROWS * PANEL)),
-        slopes_(zeros<float>(panels_ * ROWS * PANEL)),
-        queries_(zeros<float>(ROWS * p_.key_width)),
-        query_rows_(zeros<float>(ROWS * key_padded_)),
-        gradients_(zeros<float>(ROWS * p_.value_width)),
-        gradient_rows_(zeros<float>(ROWS * value_padded_)),
-        sums_(zeros<float>(ROWS * std::max(key_padded_, value_padded_))) {}
+  Softmax(const Problem& problem, int64_t) : p_(problem) {}
 
-  // Attention of one history and one head of keys, for all heads of queries that share it.
-  void attend(int64_t history, int64_t key_head) {
-    begin(history, key_head);
-    const int64_t shared = p_.num_heads / p_.num_key_heads;
-    for (int64_t head = key_head * shared; head < (key_head + 1) * shared; head++)
-      for (int64_t row = 0; row < length_; row += ROWS) {
-        if (p_.output_gradient == nullptr) forward_block(head, row);
-        else backward_block(head, row);
+  float query_factor() const { return p_.scale * LOG2_E; }
+  void begin(int64_t, int64_t head) { head_ = head; }
+  void end() {}
+
+  float weigh(const Row& row) {
+    __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16)
+        highest = _mm512_mask_max_ps(highest, row.seen(panel, c), highest, _mm512_load_ps(row.scores_of(panel, c)));
+    const float largest = _mm512_reduce_max_ps(highest);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float* scores = row.scores_of(panel, c);
+        const __m512 distance = _mm512_sub_ps(_mm512_load_ps(scores), _mm512_set1_ps(largest));
+        const __m512 weight = _mm512_maskz_mov_ps(row.seen(panel, c), power_of_2(distance));
+        sum = _mm512_add_ps(sum, weight);
+        _mm512_store_ps(scores, weight);
       }
-    if (p_.output_gradient != nullptr) write_key_gradients(key_head);
+    const float total = _mm512_reduce_add_ps(sum);
+    p_.log_total[row.event * p_.num_heads + head_] = largest + std::log2(total);
+    return 1.0f / total;
+  }
+
+  void differentiate(const Row& row) {
+    const float* output = p_.output + (row.event * p_.num_heads + head_) * p_.value_width;
+    float inner = 0.0f;
+#pragma omp simd reduction(+ : inner)
+    for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * row.gradient[d];
+    const __m512 log_total = _mm512_set1_ps(p_.log_total[row.event * p_.num_heads + head_]);
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
+        const __mmask16 seen = row.seen(panel, c);
+        const __m512 weight = _mm512_maskz_mov_ps(seen, power_of_2(_mm512_sub_ps(_mm512_load_ps(scores), log_total)));
+        const __m512 slope = _mm512_sub_ps(_mm512_load_ps(slopes), _mm512_set1_ps(inner));
+        _mm512_store_ps(scores, weight);
+        _mm512_store_ps(slopes, _mm512_maskz_mul_ps(seen, weight, slope));
+      }
   }
 
  private:
-  static const Number* at(const void* array, int64_t row, int64_t row_size, int64_t head, int64_t width) {
-    return static_cast<const Number*>(array) + row * row_size + head * width;
-  }
-  static Number* at(void* array, int64_t row, int64_t row_size, int64_t head, int64_t width) {
-    return static_cast<Number*>(array) + row * row_size + head * width;
-  }
+  const Problem& p_;
+  int64_t head_ = 0;
+};
+
+// SiLU of scores with biases, without normalisation: W = silu(S) / divisor, dS = dW silu'(S) / divisor. The gradients of biases are
+// summed by history and head, and then over histories in order, so that they do not depend on the threads.
+class Silu {
+ public:
+  Silu(const Problem& problem, int64_t longest)
+      : p_(problem),
+        position_(zeros<float>(longest + PANEL)),
+        time_(zeros<float>(NUM_BYTES)),
+        position_sums_(zeros<float>(longest + PANEL)),
+        time_sums_(zeros<float>(NUM_SUMS * NUM_BYTES)) {}
+
+  float query_factor() const { return p_.scale; }
 
   void begin(int64_t history, int64_t head) {
-    first_ = p_.offsets[history];
-    length_ = p_.offsets[history + 1] - first_;
-    const bool backward = p_.output_gradient != nullptr;
-    const int64_t end = round_up(length_, PANEL);
-    pack(p_.key, p_.key_row, head, p_.key_width, key_padded_, key_columns_.get(), key_rows_.get());
-    pack(p_.value, p_.value_row, head, p_.value_width, value_padded_, backward ? value_columns_.get() : nullptr, value_rows_.get());
-    if (!backward) return;
-    std::memset(key_sums_.get(), 0, end * key_padded_ * sizeof(float));
-    std::memset(value_sums_.get(), 0, end * value_padded_ * sizeof(float));
-  }
-
-  // Copies keys or values by rows of `padded` numbers, and by panels of columns. Zeros follow the last event.
-  void pack(const void* from, int64_t row_size, int64_t head, int64_t width, int64_t padded, float* columns, float* rows) {
-    const int64_t end = round_up(length_, PANEL);
-    for (int64_t c = 0; c < length_; c++) {
-      const Number* vector = at(from, first_ + c, row_size, head, width);
-      for (int64_t d = 0; d < width; d++) rows[c * padded + d] = read(vector + d);
+    history_ = history;
+    head_ = head;
+    length_ = p_.offsets[history + 1] - p_.offsets[history];
+    // By place of the key, so that 16 keys are read at once: the bias of key c and query q is at length - 1 - q + c.
+    if (p_.position != nullptr)
+      for (int64_t i = 0; i < length_; i++) position_[i] = p_.position[head * p_.num_distances + length_ - 1 - i];
+    if (p_.time != nullptr) {
+      std::copy_n(p_.time + head * p_.num_buckets, p_.num_buckets, time_.get());
+      buckets_ = p_.buckets + p_.first_pair[history];
     }
-    std::memset(rows + length_ * padded, 0, (end - length_) * padded * sizeof(float));
-    if (columns == nullptr) return;
-    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(padded)));
-    for (int64_t c = 0; c < end; c += 16)
-      for (int64_t d = 0; d < width; d++)
-        _mm512_store_ps(columns + (c / PANEL * width + d) * PANEL + c % PANEL, _mm512_i32gather_ps(places, rows + c * padded + d, 4));
+    if (p_.output_gradient == nullptr) return;
+    std::memset(position_sums_.get(), 0, (length_ + PANEL) * sizeof(float));
+    std::memset(time_sums_.get(), 0, NUM_SUMS * NUM_BYTES * sizeof(float));
   }
 
-  // Copies vectors of the block, times a factor; zeros follow the last event.
-  template <class From>
-  void load_block(const From* from, int64_t row_size, int64_t width, int64_t row, float factor, float* to, int64_t padded) {
-    const int64_t real = std::min(ROWS, length_ - row);
-    for (int64_t r = 0; r < real; r++) {
-      const From* vector = from + (first_ + row + r) * row_size;
-      for (int64_t d = 0; d < width; d++) to[r * padded + d] = read(vector + d) * factor;
+  void end() {
+    if (p_.output_gradient == nullptr) return;
+    if (p_.position != nullptr) {
+      float* sums = p_.position_sums + (history_ * p_.num_heads + head_) * p_.num_distances;
+      for (int64_t i = 0; i < length_; i++) sums[i] = position_sums_[length_ - 1 - i];
     }
-    std::memset(to + real * padded, 0, (ROWS - real) * padded * sizeof(float));
+    if (p_.time != nullptr) {
+      float* sums = p_.time_sums + (history_ * p_.num_heads + head_) * p_.num_buckets;
+      for (int64_t b = 0; b < p_.num_buckets; b++)
+        for (int64_t i = 0; i < NUM_SUMS; i++) sums[b] += time_sums_[i * NUM_BYTES + b];
+    }
   }
 
-  // The candidates of a panel that a query sees.
-  static uint64_t seen(int64_t query, int64_t panel) {
-    const int64_t number = query + 1 - panel * PANEL;
-    return number >= PANEL ? ~uint64_t(0) : number <= 0 ? 0 : (uint64_t(1) << number) - 1;
-  }
-
-  // Writes the scores of STEP queries, in units of log 2, for the panels that one of them sees. Returns the number of these.
-  int64_t score_step(const float* queries, int64_t query) {
-    const int64_t number = std::min(panels_of(query + STEP - 1), panels_of(length_ - 1));
-    const int64_t r = query % ROWS;
-    for (int64_t panel = 0; panel < number; panel++)
-      score(queries, p_.key_width, key_columns_.get() + panel * p_.key_width * PANEL, weights_.get() + (panel * ROWS + r) * PANEL);
-    return number;
-  }
-  static int64_t panels_of(int64_t query) { return query / PANEL + 1; }
-
-  void forward_block(int64_t head, int64_t row) {
-    const int64_t heads = p_.num_heads;
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, p_.scale * LOG2_E, queries_.get(), p_.key_width);
-    std::memset(sums_.get(), 0, ROWS * value_padded_ * sizeof(float));
-    for (int64_t r = 0; r < ROWS && row + r < length_; r += STEP) {
-      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
-      float total[STEP], largest[STEP];
-      for (int64_t i = 0; i < STEP; i++) total[i] = exponentiate(row + r + i, r + i, number, largest[i]);
-      for (int64_t panel = 0; panel < number; panel++) {
-        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
-        add_product<STEP>(weights_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, value_rows_.get() + panel * PANEL * value_padded_, depth,
-                          value_padded_, sums_.get() + r * value_padded_);
+  float weigh(const Row& row) {
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 scores = with_biases(row, panel, c);
+        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(row.seen(panel, c), scores, sigmoid(scores)));
       }
-      for (int64_t i = r; i < r + STEP && row + i < length_; i++) {
-        const int64_t event = first_ + row + i;
-        const float factor = 1.0f / total[i - r];
-        p_.log_total[event * heads + head] = largest[i - r] + std::log2(total[i - r]);
-        float* output = p_.output + (event * heads + head) * p_.value_width;
-        for (int64_t d = 0; d < p_.value_width; d++) output[d] = sums_[i * value_padded_ + d] * factor;
-      }
-    }
+    return 1.0f / p_.divisor;
   }
 
-  // Replaces the scores of a query by exponentials of their distance from the largest one, and returns the sum.
-  float exponentiate(int64_t query, int64_t r, int64_t number, float& largest) {
-    __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t panel = 0; panel < number; panel++)
-      for (int64_t j = 0; j < 4; j++) {
-        const __mmask16 mask = __mmask16(seen(query, panel) >> (16 * j));
-        const __m512 scores = _mm512_load_ps(weights_.get() + (panel * ROWS + r) * PANEL + 16 * j);
-        highest = _mm512_mask_max_ps(highest, mask, highest, scores);
+  void differentiate(const Row& row) {
+    const __m512 one = _mm512_set1_ps(1.0f), factor = _mm512_set1_ps(1.0f / p_.divisor);
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __mmask16 seen = row.seen(panel, c);
+        const __m512 scores = with_biases(row, panel, c), share = sigmoid(scores);
+        const __m512 weight = _mm512_mul_ps(scores, share);
+        // silu'(s) = sigmoid(s) (1 + s (1 - sigmoid(s)))
+        const __m512 slope = _mm512_mul_ps(share, _mm512_fmadd_ps(scores, _mm512_sub_ps(one, share), one));
+        const __m512 of_weight = _mm512_mul_ps(_mm512_load_ps(row.slopes_of(panel, c)), factor);
+        const __m512 of_score = _mm512_maskz_mul_ps(seen, of_weight, slope);
+        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(seen, weight, factor));
+        _mm512_store_ps(row.slopes_of(panel, c), of_score);
+        add_to_biases(row, panel, c, of_score);
       }
-    largest = _mm512_reduce_max_ps(highest);
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t panel = 0; panel < number; panel++) {
-      float* weights = weights_.get() + (panel * ROWS + r) * PANEL;
-      for (int64_t j = 0; j < 4; j++) {
-        const __mmask16 mask = __mmask16(seen(query, panel) >> (16 * j));
-        const __m512 distance = _mm512_sub_ps(_mm512_load_ps(weights + 16 * j), _mm512_set1_ps(largest));
-        const __m512 weight = _mm512_maskz_mov_ps(mask, power_of_2(distance));
-        sum = _mm512_add_ps(sum, weight);
-        _mm512_store_ps(weights + 16 * j, weight);
-      }
-    }
-    return _mm512_reduce_add_ps(sum);
   }
 
-  void backward_block(int64_t head, int64_t row) {
-    const int64_t heads = p_.num_heads, width = p_.value_width;
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, p_.scale * LOG2_E, queries_.get(), p_.key_width);
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, p_.scale, query_rows_.get(), key_padded_);
-    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradients_.get(), width);
-    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradient_rows_.get(), value_padded_);
-    std::memset(sums_.get(), 0, ROWS * key_padded_ * sizeof(float));
-    const int64_t rows = std::min(ROWS, length_ - row);
-    for (int64_t r = 0; r < rows; r += STEP) {
-      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
-      for (int64_t panel = 0; panel < number; panel++)
-        score(gradients_.get() + r * width, width, value_columns_.get() + panel * width * PANEL, slopes_.get() + (panel * ROWS + r) * PANEL);
-      for (int64_t i = r; i < r + STEP; i++) differentiate(head, row, i, number);
-      for (int64_t panel = 0; panel < number; panel++) {
-        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
-        add_product<STEP>(slopes_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, key_rows_.get() + panel * PANEL * key_padded_, depth,
-                          key_padded_, sums_.get() + r * key_padded_);
-      }
-    }
-    for (int64_t r = 0; r < rows; r++) {
-      Number* gradient = at(p_.query_gradient, first_ + row + r, p_.query_gradient_row, head, p_.key_width);
-      for (int64_t d = 0; d < p_.key_width; d++) write(sums_[r * key_padded_ + d] * p_.scale, gradient + d);
-    }
-    add_to_keys(row, rows);
+ private:
+  static constexpr int64_t NUM_BYTES = 256;  // numbers of a byte: the reads of buckets beyond a row stay within the table
+  static constexpr int64_t NUM_SUMS = 4;     // neighbours often share a bucket, and a sum would wait for the one before
+
+  static __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
   }
 
-  // Replaces the scores of row r of the block by weights, and the gradients of weights by those of scores.
-  void differentiate(int64_t head, int64_t row, int64_t r, int64_t number) {
-    const bool real = row + r < length_;
-    float log_total = 0.0f, inner = 0.0f;
-    if (real) {
-      const int64_t event = first_ + row + r;
-      const float* output = p_.output + (event * p_.num_heads + head) * p_.value_width;
-#pragma omp simd reduction(+ : inner)
-      for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * gradients_[r * p_.value_width + d];
-      log_total = p_.log_total[event * p_.num_heads + head];
-    }
-    for (int64_t panel = 0; panel < number; panel++) {
-      float* weights = weights_.get() + (panel * ROWS + r) * PANEL;
-      float* slopes = slopes_.get() + (panel * ROWS + r) * PANEL;
-      const uint64_t visible = real ? seen(row + r, panel) : 0;
-      for (int64_t j = 0; j < 4; j++) {
-        const __mmask16 mask = __mmask16(visible >> (16 * j));
-        const __m512 distance = _mm512_sub_ps(_mm512_load_ps(weights + 16 * j), _mm512_set1_ps(log_total));
-        const __m512 weight = _mm512_maskz_mov_ps(mask, power_of_2(distance));
-        const __m512 slope = _mm512_sub_ps(_mm512_load_ps(slopes + 16 * j), _mm512_set1_ps(inner));
-        _mm512_store_ps(weights + 16 * j, weight);
-        _mm512_store_ps(slopes + 16 * j, _mm512_maskz_mul_ps(mask, weight, slope));
-      }
-    }
+  const uint8_t* buckets_of(const Row& row, int64_t panel, int64_t column) const {
+    return buckets_ + row.query * length_ + panel * PANEL + column;
   }
 
-  // Adds what the block contributes to the gradients of keys and values: columns that its queries see, from the first that does.
-  void add_to_keys(int64_t row, int64_t rows) {
-    for (int64_t c = 0; c < std::min(row + rows, length_); c += STEP) {
-      // A group of columns is cut at the end of a panel.
-      const int64_t panel = c / PANEL, place = c % PANEL;
-      const int64_t skipped = std::max<int64_t>(0, (c - row) / STEP * STEP);
-      const float* weights = weights_.get() + (panel * ROWS + skipped) * PANEL + place;
-      const float* slopes = slopes_.get() + (panel * ROWS + skipped) * PANEL + place;
-      const float* gradients = gradient_rows_.get() + skipped * value_padded_;
-      const float* queries = query_rows_.get() + skipped * key_padded_;
-      float* values = value_sums_.get() + c * value_padded_;
-      float* keys = key_sums_.get() + c * key_padded_;
-      const int64_t depth = rows - skipped;
-      if (PANEL - place >= STEP) {
-        add_product<STEP>(weights, 1, PANEL, gradients, depth, value_padded_, values);
-        add_product<STEP>(slopes, 1, PANEL, queries, depth, key_padded_, keys);
-      } else {
-        add_product<PANEL % STEP>(weights, 1, PANEL, gradients, depth, value_padded_, values);
-        add_product<PANEL % STEP>(slopes, 1, PANEL, queries, depth, key_padded_, keys);
-        c += PANEL % STEP - STEP;
-      }
+  __m512 with_biases(const Row& row, int64_t panel, int64_t column) const {
+    __m512 scores = _mm512_load_ps(row.scores_of(panel, column));
+    const int64_t key = panel * PANEL + column;
+    if (key > row.query) return scores;
+    if (p_.position != nullptr) scores = _mm512_add_ps(scores, _mm512_loadu_ps(position_.get() + length_ - 1 - row.query + key));
+    if (p_.time != nullptr) {
+      const __m512i bucket = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(buckets_of(row, panel, column))));
+      scores = _mm512_add_ps(scores, _mm512_i32gather_ps(bucket, time_.get(), 4));
     }
+    return scores;
   }
 
-  void write_key_gradients(int64_t head) {
-    for (int64_t c = 0; c < length_; c++) {
-      Number* key = at(p_.key_gradient, first_ + c, p_.key_gradient_row, head, p_.key_width);
-      for (int64_t d = 0; d < p_.key_width; d++) write(key_sums_[c * key_padded_ + d], key + d);
-      Number* value = at(p_.value_gradient, first_ + c, p_.value_gradient_row, head, p_.value_width);
-      for (int64_t d = 0; d < p_.value_width; d++) write(value_sums_[c * value_padded_ + d], value + d);
+  void add_to_biases(const Row& row, int64_t panel, int64_t column, __m512 of_score) {
+    const int64_t key = panel * PANEL + column;
+    if (key > row.query) return;
+    if (p_.position != nullptr) {
+      float* sums = position_sums_.get() + length_ - 1 - row.query + key;
+      _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), of_score));
+    }
+    if (p_.time != nullptr) {
+      const uint8_t* buckets = buckets_of(row, panel, column);
+      const float* slopes = row.slopes_of(panel, column);
+      const int64_t number = std::min<int64_t>(16, row.query + 1 - key);
+      for (int64_t i = 0; i < number; i++) time_sums_[i % NUM_SUMS * NUM_BYTES + buckets[i]] += slopes[i];
     }
   }
 
   const Problem& p_;
-  int64_t key_padded_, value_padded_, panels_;
-  int64_t first_ = 0, length_ = 0;
-  Buffer<float> key_columns_, value_columns_;  // (panels, width, 64)
-  Buffer<float> key_rows_, value_rows_;        // (panels * 64, padded)
-  Buffer<float> key_sums_, value_sums_;        // (panels * 64, padded), gradients
-  Buffer<float> weights_, slopes_;             // (panels, ROWS, 64)
-  Buffer<float> queries_, query_rows_;         // (ROWS, K) in units of log 2, and (ROWS, padded), both times the scale
-  Buffer<float> gradients_, gradient_rows_;    // (ROWS, V) and (ROWS, padded), of the output
-  Buffer<float> sums_;                         // (ROWS, padded)
+  int64_t history_ = 0, head_ = 0, length_ = 0;
+  const uint8_t* buckets_ = nullptr;
+  Buffer<float> position_;       // of the head, by place of the key
+  Buffer<float> time_;           // of the head, by bucket
+  Buffer<float> position_sums_;  // of the head and the history, by place of the key
+  Buffer<float> time_sums_;      // (NUM_SUMS, 256), likewise
 };
 
-template <class Number>
-int run(const Problem& problem) {
-  int64_t longest = 1;
-  for (int64_t b = 0; b < problem.num_histories; b++) longest = std::max(longest, problem.offsets[b + 1] - problem.offsets[b]);
-  const int threads = int(std::max<int64_t>(1, std::min(problem.threads, problem.num_histories)));
-  std::vector<std::unique_ptr<Worker<Number>>> workers;
-  try {
-    for (int thread = 0; thread < threads; thread++) workers.push_back(std::make_unique<Worker<Number>>(problem, longest));
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-  // Histories are independent of one another, so the results do not depend on who computes which.
-#pragma omp parallel for num_threads(threads) schedule(dynamic) collapse(2)
-  for (int64_t history = 0; history < problem.num_histories; history++)
-    for (int64_t head = 0; head < problem.num_key_heads; head++) workers[omp_get_thread_num()]->attend(history, head);
-  return 0;
+template <class Form>
+int attend(const Problem& problem) {
+  return problem.in_bfloat16 ? run<BFloat16, Form>(problem) : run<float, Form>(problem);
 }
 
 }  // namespace
 
-extern "C" int causal_attention(const Problem* problem) {
-  return problem->in_bfloat16 ? run<BFloat16>(*problem) : run<float>(*problem);
+extern "C" int softmax_attention(const Problem* problem) { return attend<Softmax>(*problem); }
+
+extern "C" int silu_attention(const Problem* problem) { return attend<Silu>(*problem); }
+
+// Writes the bucket of each pair of a query and a key that it sees, of each history (L, L) one after another.
+// Bucket b begins at age bounds[b - 1], and the ages of the keys of a query mostly fall, so that a search begins at the last bucket.
+extern "C" void age_buckets(const int64_t* offsets, int64_t num_histories, const int64_t* first_pair, const int64_t* times, const int64_t* requests,
+                            const int64_t* bounds, int64_t num_bounds, uint8_t* buckets, int64_t threads) {
+#pragma omp parallel for num_threads(int(threads)) schedule(dynamic)
+  for (int64_t history = 0; history < num_histories; history++) {
+    const int64_t first = offsets[history], length = offsets[history + 1] - first;
+    for (int64_t query = 0; query < length; query++) {
+      uint8_t* row = buckets + first_pair[history] + query * length;
+      int64_t bucket = num_bounds;
+      for (int64_t key = 0; key <= query; key++) {
+        const int64_t age = std::max<int64_t>(0, requests[first + query] - times[first + key]);
+        while (bucket > 0 && age < bounds[bucket - 1]) bucket--;
+        while (bucket < num_bounds && age >= bounds[bucket]) bucket++;
+        row[key] = uint8_t(bucket);
+      }
+    }
+  }
 }

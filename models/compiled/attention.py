@@ -1,6 +1,7 @@
-"""The compiled causal softmax attention of packed histories.
+"""The compiled causal attention of packed histories: softmax, and SiLU with biases.
 
-Shapes: N events, B histories, H heads of queries, G heads of keys and values, K head width, V width of values.
+Shapes: N events, B histories, H heads of queries, G heads of keys and values, K head width, V width of values, L distances of the
+longest history, A buckets of ages.
 """
 
 import ctypes
@@ -15,6 +16,32 @@ from torch.autograd.function import FunctionCtx
 from models.compiled.build import AVX512, build_library, load_library
 
 NUMBERS = (torch.float32, torch.bfloat16)  # of queries, keys and values
+MAX_BUCKETS = 256  # the kernel stores a bucket in a byte
+_READ_BEYOND = 64  # bytes that it reads after the last bucket
+
+
+@dataclass(frozen=True)
+class PairBuckets:
+    """The bucket of the age of each pair of events of a history, for all layers of a batch."""
+
+    buckets: Tensor
+    """Of each history with L events (L, L), one after another, uint8. Pairs with a later key are not set."""
+    first_pair: Tensor
+    """Where the pairs of each history begin, (B + 1,) int64."""
+
+
+@dataclass(frozen=True)
+class SiluForm:
+    """The form of SiLU attention: its divisor and its biases."""
+
+    divisor: float
+    """Divides the weights."""
+    position: Tensor | None = None
+    """The bias of each distance of positions, (H, L), or None."""
+    time: Tensor | None = None
+    """The bias of each bucket of ages, (H, A), or None."""
+    pairs: PairBuckets | None = None
+    """The buckets, with `time`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,7 @@ class AttentionKernel:
         offsets: Tensor,
         scale: float,
         joint_NS: Tensor | None = None,
+        silu: SiluForm | None = None,
     ) -> Tensor:
         """Return what each event attends to among itself and earlier events of its history, (N, H, V) float32.
 
@@ -49,15 +77,41 @@ class AttentionKernel:
             scale: factor of scores.
             joint_NS: the tensor of which queries, keys and values are the columns, in this order, if there is one. The gradient
                 is then that of this tensor.
+            silu: weights are the SiLU of scores with biases; by default they are a softmax of the scores.
         """
         sizes = _Sizes(query_NHK.shape[1], key_NGK.shape[1], key_NGK.shape[2], value_NGV.shape[2])
         packed = (query_NHK, key_NGK, value_NGV) if joint_NS is None else (joint_NS,)
-        attended: Tensor = _CausalAttention.apply(self, offsets.contiguous(), scale, sizes, *packed)
+        biases = (None, None) if silu is None else (silu.position, silu.time)
+        form = _Form(scale, sizes, silu)
+        attended: Tensor = _Attention.apply(self, offsets.contiguous(), form, *biases, *packed)
         return attended
 
-    def run(self, problem: "_Problem") -> None:
+    def pair_buckets(self, offsets: Tensor, times: Tensor, request_times: Tensor, bounds: Tensor) -> PairBuckets:
+        """Return the bucket of the age of each pair of events: the time from the key to the request of the query.
+
+        Args:
+            offsets: of the histories, (B + 1,) int64, from 0.
+            times: of the events, (N,) int64.
+            request_times: of the queries, (N,) int64.
+            bounds: the lowest age of each bucket but the first, (A - 1,) int64.
+        """
+        assert bounds.numel() < MAX_BUCKETS
+        offsets, times, request_times, bounds = (t.contiguous() for t in (offsets, times, request_times, bounds))
+        first_pair = torch.cat((offsets.new_zeros(1), offsets.diff().square().cumsum(0)))
+        buckets = torch.empty(int(first_pair[-1]) + _READ_BEYOND, dtype=torch.uint8)
+        load_library(self.library).age_buckets(
+            *(ctypes.c_void_p(offsets.data_ptr()), ctypes.c_int64(offsets.numel() - 1)),
+            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (first_pair, times, request_times, bounds)),
+            *(ctypes.c_int64(bounds.numel()), ctypes.c_void_p(buckets.data_ptr())),
+            ctypes.c_int64(torch.get_num_threads()),
+        )
+        return PairBuckets(buckets, first_pair)
+
+    def run(self, problem: "_Problem", form: "_Form") -> None:
         """Run the kernel."""
-        if load_library(self.library).causal_attention(ctypes.byref(problem)):
+        library = load_library(self.library)
+        function = library.softmax_attention if form.silu is None else library.silu_attention
+        if function(ctypes.byref(problem)):
             raise MemoryError("the compiled attention does not get its working memory")
 
 
@@ -96,41 +150,79 @@ class _Sizes:
         return query, key, value
 
 
-class _CausalAttention(torch.autograd.Function):
+@dataclass(frozen=True)
+class _Form:
+    """The arguments of an attention besides tensors with gradients."""
+
+    scale: float
+    """Factor of scores."""
+    sizes: _Sizes
+    """The shapes."""
+    silu: SiluForm | None
+    """The form of SiLU attention, or None for softmax."""
+
+
+class _Attention(torch.autograd.Function):
     """The autograd function of `AttentionKernel.attend`."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, kernel: AttentionKernel, offsets: Tensor, scale: float, sizes: _Sizes, *packed: Tensor
+        ctx: FunctionCtx,
+        kernel: AttentionKernel,
+        offsets: Tensor,
+        form: _Form,
+        position_HL: Tensor | None,
+        time_HA: Tensor | None,
+        *packed: Tensor,
     ) -> Tensor:
         # Rows need not follow one another, but the numbers of a row do.
-        packed = tuple(part if part.stride(-1) == 1 and part.dim() == 2 else part.contiguous() for part in packed)
+        packed = tuple(part if _has_rows(part) else part.contiguous() for part in packed)
+        biases = tuple(None if bias is None else bias.float().contiguous() for bias in (position_HL, time_HA))
         num_events = packed[0].shape[0]
-        output = packed[0].new_empty((num_events, sizes.num_heads, sizes.value_width), dtype=torch.float32)
-        log_total = output.new_empty((num_events, sizes.num_heads))
-        problem = _Problem.of(offsets, sizes, scale, sizes.columns(packed), output, log_total)
-        kernel.run(problem)
-        ctx.save_for_backward(offsets, output, log_total, *packed)
-        ctx.kernel, ctx.sizes, ctx.scale = kernel, sizes, scale  # type: ignore[attr-defined]
+        output = packed[0].new_empty((num_events, form.sizes.num_heads, form.sizes.value_width), dtype=torch.float32)
+        log_total = output.new_empty((num_events, form.sizes.num_heads)) if form.silu is None else None
+        kernel.run(_Problem.of(offsets, form, form.sizes.columns(packed), output, log_total, biases), form)
+        # The output is an input of the backward pass of softmax only. torch accepts None here, which its types leave out.
+        saved = (offsets, output if form.silu is None else None, log_total, *biases, *packed)
+        ctx.save_for_backward(*saved)  # type: ignore[arg-type]
+        ctx.kernel, ctx.form = kernel, form  # type: ignore[attr-defined]
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, output, log_total, *packed = ctx.saved_tensors  # type: ignore[attr-defined]
-        sizes: _Sizes = ctx.sizes  # type: ignore[attr-defined]
+        offsets, output, log_total, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        biases, packed = rest[:2], rest[2:]
+        form: _Form = ctx.form  # type: ignore[attr-defined]
         gradients = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in packed]
+        by_history = [None if bias is None else bias.new_zeros((offsets.numel() - 1, *bias.shape)) for bias in biases]
         problem = _Problem.of(
-            *(offsets, sizes, ctx.scale, sizes.columns(packed), output, log_total),  # type: ignore[attr-defined]
+            *(offsets, form, form.sizes.columns(packed), output, log_total, biases),
             output_gradient=grad_outputs[0].contiguous(),
-            gradients=sizes.columns(gradients),
+            gradients=form.sizes.columns(gradients),
+            bias_sums=by_history,
         )
-        ctx.kernel.run(problem)  # type: ignore[attr-defined]
-        return None, None, None, None, *gradients
+        ctx.kernel.run(problem, form)  # type: ignore[attr-defined]
+        of_biases = (None if sums is None else sums.sum(dim=0) for sums in by_history)
+        return None, None, None, *of_biases, *gradients
+
+
+def _has_rows(part: Tensor) -> bool:
+    """Return whether the numbers of each event of a tensor follow one another."""
+    expected = 1
+    for size, stride in zip(reversed(part.shape[1:]), reversed(part.stride()[1:]), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class _Problem(ctypes.Structure):
-    """The arguments of the kernel: Problem in attention.cpp."""
+    """The arguments of the kernel: Problem in attention.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_histories", "num_heads", "num_key_heads", "key_width")),
@@ -138,34 +230,45 @@ class _Problem(ctypes.Structure):
         ("offsets", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((name, ctypes.c_int64) for name in ("query_row", "key_row", "value_row")),
-        *((name, ctypes.c_void_p) for name in ("output", "log_total", "output_gradient")),
+        *((name, ctypes.c_void_p) for name in ("output", "output_gradient")),
         *((name, ctypes.c_void_p) for name in ("query_gradient", "key_gradient", "value_gradient")),
         *((name, ctypes.c_int64) for name in ("query_gradient_row", "key_gradient_row", "value_gradient_row")),
-        ("scale", ctypes.c_float),
+        ("log_total", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("num_distances", "num_buckets")),
+        *((name, ctypes.c_void_p) for name in ("position", "time", "buckets", "first_pair")),
+        *((name, ctypes.c_void_p) for name in ("position_sums", "time_sums")),
+        *((name, ctypes.c_float) for name in ("scale", "divisor")),
     )
 
     @classmethod
     def of(
         cls,
         offsets: Tensor,
-        sizes: _Sizes,
-        scale: float,
+        form: _Form,
         columns: Sequence[Tensor],
-        output: Tensor,
-        log_total: Tensor,
+        output: Tensor | None,
+        log_total: Tensor | None,
+        biases: Sequence[Tensor | None],
         output_gradient: Tensor | None = None,
         gradients: Sequence[Tensor] = (),
+        bias_sums: Sequence[Tensor | None] = (None, None),
     ) -> "_Problem":
         """Return the arguments. The caller holds the tensors until the kernel has run."""
-        num_histories = offsets.numel() - 1
+        sizes = form.sizes
         shape = (sizes.num_heads, sizes.num_key_heads, sizes.key_width, sizes.value_width)
+        pairs = None if form.silu is None else form.silu.pairs
         return cls(
-            *(num_histories, *shape, torch.get_num_threads(), columns[0].dtype == torch.bfloat16, offsets.data_ptr()),
+            *(offsets.numel() - 1, *shape, torch.get_num_threads(), columns[0].dtype == torch.bfloat16),
+            offsets.data_ptr(),
             *(column.data_ptr() for column in columns),
             *(column.stride(0) for column in columns),
-            *(output.data_ptr(), log_total.data_ptr()),
-            *(None if output_gradient is None else output_gradient.data_ptr(),),
+            *(_address(output), _address(output_gradient)),
             *([column.data_ptr() for column in gradients] or (None, None, None)),
             *([column.stride(0) for column in gradients] or (0, 0, 0)),
-            scale,
+            _address(log_total),
+            *(0 if bias is None else bias.shape[1] for bias in biases),
+            *(_address(bias) for bias in biases),
+            *((None, None) if pairs is None else (pairs.buckets.data_ptr(), pairs.first_pair.data_ptr())),
+            *(_address(sums) for sums in bias_sums),
+            *(form.scale, 1.0 if form.silu is None else form.silu.divisor),
         )

@@ -1,4 +1,7 @@
-// Softmax cross-entropy with both gradients, in blocks of targets and chunks of candidates. It needs AVX-512.
+// Losses of targets against candidates that all targets share, with both gradients, in blocks of targets and chunks of candidates.
+// It needs AVX-512.
+//
+// Softmax cross-entropy:
 //
 // Of every target t the kernels compute log Z_t, Z_t = sum_c exp(s_tc) (+ exp(own_t)), with the scores
 // s_tc = user_t . item_c * scale - shift_c, and with p_tc = exp(s_tc) / Z_t the products
@@ -9,6 +12,9 @@
 // by Z: the rows of U are, which are D / C as many numbers. A score that is larger than r by LIMIT makes the block start again
 // with a larger r, which is rare. Up to Kernel::CHUNK candidates the scores are computed once; more candidates are taken in chunks,
 // once to sum exponentials and once for the gradients.
+//
+// Binary cross-entropy of candidates that are no targets: total_t = sum_c log(1 + exp(s_tc)), with the weights sigmoid(s_tc) in place of
+// p_tc. They need no sum, so that every chunk is taken once.
 //
 // Names: T targets, C candidates, D width. A panel has 64 candidates. A block has Kernel::ROWS targets.
 #pragma once
@@ -40,7 +46,7 @@ struct Problem {
   const int64_t* hit_order;    // candidates by id, or null: candidates hit_order[first .. first + count] of a target are left out
   const int64_t* hit_first;    // (T)
   const int64_t* hit_count;    // (T)
-  float* log_total;            // (T)
+  float* total;                // (T), log Z, or the sum of a binary loss
   float* user_gradient;        // (T, D)
   float* item_gradient;        // (C, D)
   int64_t own_counts;          // whether exp(own) is in Z in addition to the candidates
@@ -51,14 +57,41 @@ struct Problem {
 struct Chunk {
   int64_t first, count, panels;
   uint64_t last_panel() const { return count % PANEL ? (uint64_t(1) << (count % PANEL)) - 1 : ~uint64_t(0); }
+
+  // Gives each number of the candidates in some panels to `write(candidate, place, number)`, and writes their shifts in units of log 2.
+  // Zeros follow the last candidate.
+  template <class Write>
+  void read(const Problem& problem, int64_t begin, int64_t end, float* shift, const Write& write) const {
+    for (int64_t c = begin * PANEL; c < end * PANEL; c++) {
+      const bool real = c < count;
+      const float* vector = problem.item + (first + c) * problem.width;
+      for (int64_t d = 0; d < problem.width; d++) write(c, d, real ? vector[d] : 0.0f);
+      shift[c] = real && problem.shift != nullptr ? problem.shift[first + c] * LOG2_E : 0.0f;
+    }
+  }
 };
+
+// 16 terms of a binary loss: log(1 + exp(x)), and the weights sigmoid(x). x is in units of log 2.
+inline __m512 binary_term(__m512 x, __m512& weight) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 power = power_of_2(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __m512 share = _mm512_div_ps(one, _mm512_add_ps(one, power));
+  weight = _mm512_mask_mul_ps(share, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), share, power);
+  // log(1 + p) = 2 artanh(p / (2 + p)), with |p / (2 + p)| <= 1 / 3: the terms left out are below 2^-26 of the result.
+  const __m512 ratio = _mm512_div_ps(power, _mm512_add_ps(power, _mm512_set1_ps(2.0f)));
+  const __m512 square = _mm512_mul_ps(ratio, ratio);
+  __m512 series = _mm512_set1_ps(1.0f / 13.0f);
+  for (const float number : {11.0f, 9.0f, 7.0f, 5.0f, 3.0f, 1.0f}) series = _mm512_fmadd_ps(series, square, _mm512_set1_ps(1.0f / number));
+  const __m512 above = _mm512_mul_ps(_mm512_max_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(LN_2));
+  return _mm512_fmadd_ps(_mm512_add_ps(ratio, ratio), series, above);
+}
 
 // Targets of a block: references and sums in units of log 2, and which candidates count.
 template <int64_t ROWS>
 struct Block {
   int64_t first = 0, count = 0;
   float reference[ROWS], largest[ROWS];
-  __m512 sums[ROWS];        // of exponentials, by lane
+  __m512 sums[ROWS];        // of exponentials, or of binary losses, by lane
   Buffer<uint64_t> kept;    // (panels, ROWS), a bit for each candidate of a panel
   bool has_hits = false;
 
@@ -85,6 +118,7 @@ struct Block {
 };
 
 // Runs `Kernel` over blocks and chunks. Kernel has
+//   BINARY, whether the loss is a binary one
 //   ROWS, CHUNK, and Items: a Chunk with pack(problem, first panel, last panel) and unpack(problem, gradients of threads)
 //   a constructor (problem, panels); start() and end() of a thread's work
 //   load_users(problem, block); weigh(block, items, with_users): exponentials, true if a score is above LIMIT
@@ -108,7 +142,7 @@ class Driver {
   void run() {
     begin_rows();
     const int64_t size = chunk_size();
-    const bool once = size >= problem_.num_candidates;
+    const bool once = Kernel::BINARY || size >= problem_.num_candidates;
     for (int pass = once ? 1 : 0; pass < 2; pass++)
       for (int64_t first = 0; first < problem_.num_candidates; first += size) {
         items_.first = first;
@@ -131,6 +165,7 @@ class Driver {
     for (int64_t t = 0; t < problem_.num_targets; t++) {
       float* gradient = problem_.user_gradient + t * width;
       std::fill_n(gradient, width, 0.0f);
+      if (Kernel::BINARY) continue;
       if (problem_.target != nullptr) {
         const float* item = problem_.item + problem_.target[t] * width;
         const float* user = problem_.user + t * width;
@@ -199,8 +234,8 @@ class Driver {
 
   void finish_row(Kernel& kernel, const Block<Kernel::ROWS>& block, int64_t r, float total) {
     const int64_t t = block.first + r;
-    const float factor = problem_.scale / total;
-    problem_.log_total[t] = (block.reference[r] + std::log2(total)) * LN_2;
+    const float factor = Kernel::BINARY ? problem_.scale : problem_.scale / total;
+    problem_.total[t] = Kernel::BINARY ? total : (block.reference[r] + std::log2(total)) * LN_2;
     float* gradient = problem_.user_gradient + t * problem_.width;
     const float* sums = kernel.user_row(r);
     for (int64_t d = 0; d < problem_.width; d++) gradient[d] += sums[d] * factor;

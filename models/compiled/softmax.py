@@ -1,4 +1,4 @@
-"""The compiled softmax over candidates that all targets share: sums of exponentials and both gradients.
+"""The compiled losses over candidates that all targets share: softmax and binary terms, with both gradients.
 
 Shapes: T targets, C candidates, D model width.
 """
@@ -6,6 +6,7 @@ Shapes: T targets, C candidates, D model width.
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,11 +31,11 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class SoftmaxTerms:
-    """The terms of a softmax, from which a loss and its gradient follow."""
+class SharedTerms:
+    """The terms of targets, from which a loss and its gradient follow."""
 
-    log_total: Tensor
-    """The log of the sum of exponentials, (T,)."""
+    total: Tensor
+    """The log of the sum of exponentials, or the sum of binary terms, (T,)."""
     user_gradient: Tensor
     """The gradient of its sum by the users, (T, D)."""
     item_gradient: Tensor
@@ -63,8 +64,8 @@ class SoftmaxKernels:
         target_T: Tensor | None = None,
         shift_C: Tensor | None = None,
         hits: Hits | None = None,
-    ) -> SoftmaxTerms:
-        """Return the terms of the softmax of the scores user . item / temperature - shift.
+    ) -> SharedTerms:
+        """Return the terms of the softmax of the scores user . item / temperature - shift. Totals are logs of sums of exponentials.
 
         Results depend on the number of threads, as do those of torch. Under autocast to bfloat16 the products are those of
         softmax_bfloat16.cpp, if the processor has AMX.
@@ -74,32 +75,56 @@ class SoftmaxKernels:
             item_CD: vectors of the candidates, float32.
             own_T: the targets' own scores, float32, one more candidate of each target. With `target_T` they are written here.
             temperature: divides the scores of candidates.
-            target_T: the places of the targets among the candidates, int64. The gradients are then those of log_total - own.
+            target_T: the places of the targets among the candidates, int64. The gradients are then those of total - own.
             shift_C: is subtracted from the scores of candidates.
             hits: candidates that do not count.
         """
+        return self._run("softmax", user_TD, item_CD, own_T, temperature, target_T, shift_C, hits)
+
+    def binary_terms(
+        self,
+        user_TD: Tensor,
+        item_CD: Tensor,
+        temperature: float,
+        shift_C: Tensor | None = None,
+        hits: Hits | None = None,
+    ) -> SharedTerms:
+        """Return the terms of candidates that are no targets: totals are sums of log(1 + exp(score)). Arguments as in `terms`."""
+        return self._run("binary", user_TD, item_CD, None, temperature, None, shift_C, hits)
+
+    def _run(
+        self,
+        loss: Literal["softmax", "binary"],
+        user_TD: Tensor,
+        item_CD: Tensor,
+        own_T: Tensor | None,
+        temperature: float,
+        target_T: Tensor | None,
+        shift_C: Tensor | None,
+        hits: Hits | None,
+    ) -> SharedTerms:
         user_TD, item_CD = user_TD.detach().contiguous(), item_CD.detach().contiguous()
         target_T = None if target_T is None else target_T.contiguous()
         shift_C = None if shift_C is None else shift_C.to(torch.float32).contiguous()
-        terms = SoftmaxTerms(torch.empty_like(own_T), torch.empty_like(user_TD), torch.empty_like(item_CD))
+        terms = SharedTerms(user_TD.new_empty(user_TD.shape[0]), torch.empty_like(user_TD), torch.empty_like(item_CD))
         order, first, count = (None, None, None) if hits is None else (hits.order, hits.first, hits.count)
         given = user_TD, item_CD, target_T, own_T, shift_C, order, first, count
-        results = terms.log_total, terms.user_gradient, terms.item_gradient
+        results = terms.total, terms.user_gradient, terms.item_gradient
         assert all(t is None or t.is_contiguous() for t in given)
         problem = _Problem(
             *(*user_TD.shape[:1], *item_CD.shape, torch.get_num_threads()),
             *(None if t is None else t.data_ptr() for t in (*given, *results)),
             *(target_T is None, 1.0 / temperature),
         )
-        if self._function()(ctypes.byref(problem)):
-            raise MemoryError("the compiled softmax does not get its working memory")
+        if self._function(loss)(ctypes.byref(problem)):
+            raise MemoryError("the compiled objective does not get its working memory")
         return terms
 
-    def _function(self) -> "ctypes._NamedFuncPointer":
+    def _function(self, loss: str) -> "ctypes._NamedFuncPointer":
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if low and self.bfloat16 is not None:
-            return load_library(self.bfloat16).softmax_bfloat16
-        return load_library(self.float32).softmax_float32
+            return load_library(self.bfloat16)[f"{loss}_bfloat16"]
+        return load_library(self.float32)[f"{loss}_float32"]
 
 
 def build_softmax_kernels() -> SoftmaxKernels:
@@ -132,7 +157,7 @@ class _Problem(ctypes.Structure):
         ("hit_order", ctypes.c_void_p),
         ("hit_first", ctypes.c_void_p),
         ("hit_count", ctypes.c_void_p),
-        ("log_total", ctypes.c_void_p),
+        ("total", ctypes.c_void_p),
         ("user_gradient", ctypes.c_void_p),
         ("item_gradient", ctypes.c_void_p),
         ("own_counts", ctypes.c_int64),

@@ -59,18 +59,11 @@ struct PackedItems : Chunk {
   }
 
   void pack(const Problem& problem, int64_t begin, int64_t end) {
-    const int64_t width = problem.width;
-    for (int64_t c = begin * PANEL; c < end * PANEL; c++) {
-      const bool real = c < count;
-      const float* vector = problem.item + (first + c) * width;
-      const int64_t column = c / PANEL * PANEL * depth + c % PANEL * 2;
-      for (int64_t d = 0; d < width; d++) {
-        const int64_t place = column + d / 2 * 2 * PANEL + d % 2;
-        split(real ? vector[d] : 0.0f, large[place], small[place]);
-        rows[c / 2 * 2 * padded + 2 * d + c % 2] = large[place];
-      }
-      shift[c] = real && problem.shift != nullptr ? problem.shift[first + c] * LOG2_E : 0.0f;
-    }
+    read(problem, begin, end, shift.get(), [this](int64_t c, int64_t d, float value) {
+      const int64_t place = c / PANEL * PANEL * depth + c % PANEL * 2 + d / 2 * 2 * PANEL + d % 2;
+      split(value, large[place], small[place]);
+      rows[c / 2 * 2 * padded + 2 * d + c % 2] = large[place];
+    });
   }
 
   template <class Kernels>
@@ -155,6 +148,23 @@ inline __m512i exponentiate(const float* scores, const float* shift, float refer
   return (__m512i)_mm512_cvtne2ps_pbh(value[1], value[0]);
 }
 
+// The same for a binary loss.
+template <bool MASKED>
+inline __m512i classify(const float* scores, const float* shift, uint64_t kept, __m512& sums) {
+  __m512 weight[2];
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; j++) {
+    __m512 loss = binary_term(_mm512_sub_ps(_mm512_load_ps(scores + 16 * j), _mm512_load_ps(shift + 16 * j)), weight[j]);
+    if (MASKED) {
+      const __mmask16 mask = __mmask16(kept >> (16 * j));
+      weight[j] = _mm512_maskz_mov_ps(mask, weight[j]);
+      loss = _mm512_maskz_mov_ps(mask, loss);
+    }
+    sums = _mm512_add_ps(sums, loss);
+  }
+  return (__m512i)_mm512_cvtne2ps_pbh(weight[1], weight[0]);
+}
+
 // out (32, 32) += left right, over `blocks` blocks of `depth` numbers.
 inline void add_product(const BFloat16* left, int64_t left_row, int64_t left_block, const BFloat16* right, int64_t right_row, int64_t right_block,
                         int64_t blocks, int64_t depth, float* out, int64_t out_row) {
@@ -182,8 +192,10 @@ inline void add_product(const BFloat16* left, int64_t left_row, int64_t left_blo
   _tile_stored(3, out + below + 16, step);
 }
 
+template <bool IS_BINARY>
 class Amx {
  public:
+  static constexpr bool BINARY = IS_BINARY;
   static constexpr int64_t ROWS = 512, CHUNK = 8192;
   using Items = PackedItems;
 
@@ -284,7 +296,9 @@ class Amx {
       for (int i = 0; i < 2; i++) {
         const int64_t row = first + r + i;
         const uint64_t mask = MASKED ? kept[row] >> column : 0;
-        pair[i] = exponentiate<MASKED>(scores_.get() + (r + i) * 32, shift, block.reference[row], mask, block.sums[row], block.largest[row], above);
+        const float* scores = scores_.get() + (r + i) * 32;
+        if (BINARY) pair[i] = classify<MASKED>(scores, shift, mask, block.sums[row]);
+        else pair[i] = exponentiate<MASKED>(scores, shift, block.reference[row], mask, block.sums[row], block.largest[row], above);
         _mm512_store_si512(rows + (r + i) * PANEL, pair[i]);
       }
       _mm512_store_si512(pairs + r * PANEL, _mm512_unpacklo_epi16(pair[0], pair[1]));
@@ -310,4 +324,6 @@ extern "C" int request_amx() {
   return int(syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA));
 }
 
-extern "C" int softmax_bfloat16(const Problem* problem) { return run<Amx>(*problem); }
+extern "C" int softmax_bfloat16(const Problem* problem) { return run<Amx<false>>(*problem); }
+
+extern "C" int binary_bfloat16(const Problem* problem) { return run<Amx<true>>(*problem); }

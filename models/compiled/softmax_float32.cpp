@@ -13,17 +13,10 @@ struct PackedItems : Chunk {
   }
 
   void pack(const Problem& problem, int64_t begin, int64_t end) {
-    const int64_t width = problem.width;
-    for (int64_t c = begin * PANEL; c < end * PANEL; c++) {
-      const bool real = c < count;
-      const float* vector = problem.item + (first + c) * width;
-      for (int64_t d = 0; d < width; d++) {
-        const float value = real ? vector[d] : 0.0f;
-        columns[(c / PANEL * width + d) * PANEL + c % PANEL] = value;
-        rows[c * padded + d] = value;
-      }
-      shift[c] = real && problem.shift != nullptr ? problem.shift[first + c] * LOG2_E : 0.0f;
-    }
+    read(problem, begin, end, shift.get(), [this, width = problem.width](int64_t c, int64_t d, float value) {
+      columns[(c / PANEL * width + d) * PANEL + c % PANEL] = value;
+      rows[c * padded + d] = value;
+    });
   }
 
   template <class Kernels>
@@ -71,8 +64,27 @@ inline bool exponentiate(float* scores, const float* shift, float reference, uin
   return false;
 }
 
+// The same for a binary loss, which no score is too large for: replaces the scores by their weights, and adds the terms to `sums`.
+template <bool MASKED>
+inline void classify(float* scores, const float* shift, uint64_t kept, __m512& sums) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    __m512 weight;
+    __m512 loss = binary_term(_mm512_sub_ps(_mm512_load_ps(scores + 16 * j), _mm512_load_ps(shift + 16 * j)), weight);
+    if (MASKED) {
+      const __mmask16 mask = __mmask16(kept >> (16 * j));
+      weight = _mm512_maskz_mov_ps(mask, weight);
+      loss = _mm512_maskz_mov_ps(mask, loss);
+    }
+    _mm512_store_ps(scores + 16 * j, weight);
+    sums = _mm512_add_ps(sums, loss);
+  }
+}
+
+template <bool IS_BINARY>
 class Float32 {
  public:
+  static constexpr bool BINARY = IS_BINARY;
   static constexpr int64_t ROWS = 288, CHUNK = 8192;
   using Items = PackedItems;
 
@@ -143,9 +155,14 @@ class Float32 {
     const bool masked = block.has_hits || p == items.panels - 1;
     for (int64_t r = first; r < last; r += STEP) {
       score(users_.get() + r * width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
-      for (int64_t i = r; i < r + STEP; i++)
-        above |= masked ? exponentiate<true>(weights + i * PANEL, shift, block.reference[i], kept[i], block.sums[i], block.largest[i])
-                        : exponentiate<false>(weights + i * PANEL, shift, block.reference[i], 0, block.sums[i], block.largest[i]);
+      for (int64_t i = r; i < r + STEP; i++) {
+        float* row = weights + i * PANEL;
+        if (BINARY)
+          masked ? classify<true>(row, shift, kept[i], block.sums[i]) : classify<false>(row, shift, 0, block.sums[i]);
+        else
+          above |= masked ? exponentiate<true>(row, shift, block.reference[i], kept[i], block.sums[i], block.largest[i])
+                          : exponentiate<false>(row, shift, block.reference[i], 0, block.sums[i], block.largest[i]);
+      }
     }
     for (int64_t r = first; with_users && !above && r < last; r += STEP)
       add_product<STEP>(weights + r * PANEL, PANEL, 1, items.rows.get() + p * PANEL * padded_, PANEL, padded_, user_sums_.get() + r * padded_);
@@ -161,4 +178,6 @@ class Float32 {
 
 }  // namespace
 
-extern "C" int softmax_float32(const Problem* problem) { return run<Float32>(*problem); }
+extern "C" int softmax_float32(const Problem* problem) { return run<Float32<false>>(*problem); }
+
+extern "C" int binary_float32(const Problem* problem) { return run<Float32<true>>(*problem); }

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from models import devices
+from models.objectives.known_gradients import with_gradients
 from models.objectives.products import add_product, product, score_product
 
 LOG2_E = 1.4426950408889634
@@ -37,44 +37,6 @@ def exponentials(scores: Tensor) -> Tensor:
     return scores.mul_(LOG2_E).exp2_()
 
 
-class _ChunkedScores(torch.autograd.Function):
-    """The autograd function of `sum_over_scores`."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
-    ) -> Tensor:
-        num_targets = user_TD.shape[0]
-        num_candidates = item_CD.shape[0]
-        rows = max(1, min(num_targets, chunk_elements(user_TD.device) // max(1, num_candidates)))
-        buffer = user_TD.new_empty((rows, num_candidates))
-        user_gradient = torch.empty_like(user_TD)
-        item_gradient = torch.zeros_like(item_CD)
-        own_gradient = None if own_T is None else torch.empty_like(own_T)
-        losses = []
-        for start in range(0, num_targets, rows):
-            chunk = slice(start, min(start + rows, num_targets))
-            user_RD = user_TD[chunk]
-            scores_RC = buffer[: user_RD.shape[0]]
-            score_product(user_RD / temperature, item_CD.T, scores_RC)
-            loss, own_derivative = row_loss(scores_RC, chunk)
-            losses.append(loss)
-            product(scores_RC, item_CD, user_gradient[chunk])
-            add_product(item_gradient, scores_RC.T, user_RD)
-            if own_gradient is not None and own_derivative is not None:
-                own_gradient[chunk] = own_derivative
-        saved = user_gradient.div_(temperature), item_gradient.div_(temperature)
-        ctx.save_for_backward(*saved, *([] if own_gradient is None else [own_gradient]))
-        return torch.stack(losses).sum() if losses else user_TD.new_zeros(())
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        user_gradient, item_gradient, *own = ctx.saved_tensors  # type: ignore[attr-defined]
-        (factor,) = grad_outputs
-        return user_gradient * factor, item_gradient * factor, own[0] * factor if own else None, None, None
-
-
 def sum_over_scores(
     user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
 ) -> Tensor:
@@ -89,5 +51,34 @@ def sum_over_scores(
         row_loss: the loss of a chunk, see RowLoss.
         temperature: divides the scores.
     """
-    total: Tensor = _ChunkedScores.apply(user_TD, item_CD, own_T, row_loss, temperature)
-    return total
+    with torch.no_grad():
+        total, gradients = _total_and_gradients(user_TD, item_CD, own_T, row_loss, temperature)
+    inputs = (user_TD, item_CD) if own_T is None else (user_TD, item_CD, own_T)
+    return with_gradients(total, inputs, gradients)
+
+
+def _total_and_gradients(
+    user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the sum, and its gradients by users, items and `own_T`, if it is given. Arguments are those of `sum_over_scores`."""
+    num_targets = user_TD.shape[0]
+    num_candidates = item_CD.shape[0]
+    rows = max(1, min(num_targets, chunk_elements(user_TD.device) // max(1, num_candidates)))
+    buffer = user_TD.new_empty((rows, num_candidates))
+    user_gradient = torch.empty_like(user_TD)
+    item_gradient = torch.zeros_like(item_CD)
+    own_gradient = [] if own_T is None else [torch.empty_like(own_T)]
+    losses = []
+    for start in range(0, num_targets, rows):
+        chunk = slice(start, min(start + rows, num_targets))
+        user_RD = user_TD[chunk]
+        scores_RC = buffer[: user_RD.shape[0]]
+        score_product(user_RD / temperature, item_CD.T, scores_RC)
+        loss, own_derivative = row_loss(scores_RC, chunk)
+        losses.append(loss)
+        product(scores_RC, item_CD, user_gradient[chunk])
+        add_product(item_gradient, scores_RC.T, user_RD)
+        if own_derivative is not None:
+            own_gradient[0][chunk] = own_derivative
+    total = torch.stack(losses).sum() if losses else user_TD.new_zeros(())
+    return total, (user_gradient.div_(temperature), item_gradient.div_(temperature), *own_gradient)

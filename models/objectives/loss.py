@@ -61,11 +61,11 @@ def loss_of(
             return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch), kernels)
         case BceConfig():
             weights = 1.0, objective.negatives_per_target / objective.num_negatives
-            return _binary(objective, _sample(objective, user_TD, items_UD, batch), weights, batch)
+            return _binary(objective, _sample(objective, user_TD, items_UD, batch), weights, batch, kernels)
         case GbceConfig():
             num_items = batch.num_candidates - FIRST_ITEM
             beta = gbce_beta(objective.num_negatives, num_items, objective.calibration)
-            return _binary(objective, _sample(objective, user_TD, items_UD, batch), (beta, 1.0), batch)
+            return _binary(objective, _sample(objective, user_TD, items_UD, batch), (beta, 1.0), batch, kernels)
 
 
 def _shared_softmax(
@@ -84,10 +84,14 @@ def _shared_softmax(
 
 
 def _binary(
-    objective: BceConfig | GbceConfig, sample: SampledTargets, weights: tuple[float, float], batch: HistoryBatch
+    objective: BceConfig | GbceConfig,
+    sample: SampledTargets,
+    weights: tuple[float, float],
+    batch: HistoryBatch,
+    kernels: SoftmaxKernels | None,
 ) -> Tensor:
     offset = balanced_offset(sample, *weights, batch.num_candidates - FIRST_ITEM, objective.balanced)
-    return binary_cross_entropy(sample, *weights, offset)
+    return binary_cross_entropy(sample, *weights, offset, kernels)
 
 
 def _sample(

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from models import devices
 from models.compiled.softmax import Hits, SoftmaxKernels
 from models.objectives.chunked_scores import exponentials, sum_over_scores
+from models.objectives.known_gradients import with_gradients
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def sampled_softmax_cross_entropy(sample: SampledTargets, kernels: SoftmaxKernel
     if sample.negative_log_q is not None:
         shift_C = sample.negative_log_q + math.log(sample.num_negatives)
     if kernels is not None and kernels.takes(sample.users, sample.negatives):
-        log_total: Tensor = _CompiledLogTotal.apply(sample.users, sample.negatives, own_T, shift_C, sample, kernels)
-        return log_total - own_T.sum()
+        return _compiled_log_total(sample, own_T, shift_C, kernels) - own_T.sum()
     own_values_T = own_T.detach()
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -114,30 +113,30 @@ def sampled_softmax_cross_entropy(sample: SampledTargets, kernels: SoftmaxKernel
     return sum_over_scores(sample.users, sample.negatives, own_T, row_loss, sample.temperature)
 
 
-class _CompiledLogTotal(torch.autograd.Function):
-    """The sum over targets of log(exp(own score) + sum of exp(score)), by the compiled kernels."""
+def _compiled_log_total(
+    sample: SampledTargets, own_T: Tensor, shift_C: Tensor | None, kernels: SoftmaxKernels
+) -> Tensor:
+    """Return the sum over targets of log(exp(own score) + sum of exp(score)), by the compiled kernels."""
+    with torch.no_grad():
+        own_values_T = own_T.contiguous()
+        terms = kernels.terms(
+            *(sample.users, sample.negatives, own_values_T, sample.temperature),
+            shift_C=shift_C,
+            hits=Hits(*sample.hits),
+        )
+        own_gradient = (own_values_T - terms.total).exp_()
+        log_total = terms.total.sum()
+    inputs = sample.users, sample.negatives, own_T
+    return with_gradients(log_total, inputs, (terms.user_gradient, terms.item_gradient, own_gradient))
 
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        user_TD: Tensor,
-        negative_CD: Tensor,
-        own_T: Tensor,
-        shift_C: Tensor | None,
-        sample: SampledTargets,
-        kernels: SoftmaxKernels,
-    ) -> Tensor:
-        own_T = own_T.contiguous()
-        terms = kernels.terms(user_TD, negative_CD, own_T, sample.temperature, shift_C=shift_C, hits=Hits(*sample.hits))
-        own_gradient = (own_T - terms.log_total).exp_()
-        ctx.save_for_backward(terms.user_gradient, terms.item_gradient, own_gradient)
-        return terms.log_total.sum()
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (gradient * grad_outputs[0] for gradient in ctx.saved_tensors)  # type: ignore[attr-defined]
-        return *gradients, None, None, None
+def _compiled_binary_total(sample: SampledTargets, shift_C: Tensor | None, kernels: SoftmaxKernels) -> Tensor:
+    """Return the sum over targets and negatives of log(1 + exp(score)), by the compiled kernels."""
+    with torch.no_grad():
+        shift_C = None if shift_C is None else shift_C.expand(sample.num_negatives)
+        terms = kernels.binary_terms(sample.users, sample.negatives, sample.temperature, shift_C, Hits(*sample.hits))
+        total = terms.total.sum()
+    return with_gradients(total, (sample.users, sample.negatives), (terms.user_gradient, terms.item_gradient))
 
 
 def binary_cross_entropy_reference(
@@ -176,17 +175,27 @@ def balanced_offset(
 
 
 def binary_cross_entropy(
-    sample: SampledTargets, positive_weight: float, negative_weight: float, offset: float = 0.0
+    sample: SampledTargets,
+    positive_weight: float,
+    negative_weight: float,
+    offset: float = 0.0,
+    kernels: SoftmaxKernels | None = None,
 ) -> Tensor:
     """Return the loss of `binary_cross_entropy_reference`, equal in value and gradient.
 
     Memory is O(chunk_elements + T D + C D). It costs 6 T C D operations.
+
+    kernels: compute what they can; the rest is computed by torch.
     """
     own_T = sample.own_scores - offset
     shift_C = sample.users.new_full((1,), offset) if offset else None
     if sample.negative_log_q is not None and sample.target_log_q is not None:
         own_T = own_T - sample.target_log_q
         shift_C = sample.negative_log_q + offset
+
+    positive = positive_weight * F.logsigmoid(own_T).sum()
+    if kernels is not None and kernels.takes(sample.users, sample.negatives):
+        return negative_weight * _compiled_binary_total(sample, shift_C, kernels) - positive
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, None]:
         if shift_C is not None:
@@ -198,7 +207,7 @@ def binary_cross_entropy(
         return loss * negative_weight, None
 
     negative = sum_over_scores(sample.users, sample.negatives, None, row_loss, sample.temperature)
-    return negative - positive_weight * F.logsigmoid(own_T).sum()
+    return negative - positive
 
 
 def gbce_beta(num_negatives: int, num_items: int, calibration: float) -> float:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from models.batches.catalogue_share import CatalogueShare, Ranks
 from models.objectives.chunked_scores import chunk_elements, exponentials
+from models.objectives.known_gradients import with_gradients
 from models.objectives.products import add_product, score_product
 from models.objectives.softmax import TILE_ROWS
 
@@ -43,70 +43,58 @@ def shared_softmax_cross_entropy(
         label_smoothing: see softmax_cross_entropy_reference.
     """
     assert share.ranks is not None
-    (counts,) = share.counts
-    loss: Tensor = _SharedCrossEntropy.apply(
-        user_TD, item_KD, target_T, share.ranks, counts, share.first, temperature, label_smoothing, num_items
-    )
-    return loss
+    with torch.no_grad():
+        loss, gradients = _loss_and_gradients(
+            *(user_TD, item_KD, target_T, share, share.ranks), num_items, temperature, label_smoothing
+        )
+    return with_gradients(loss, (user_TD, item_KD), gradients)
 
 
-class _SharedCrossEntropy(torch.autograd.Function):
-    """The autograd function of `shared_softmax_cross_entropy`. All collectives are in its forward pass.
+def _loss_and_gradients(
+    user_TD: Tensor,
+    item_KD: Tensor,
+    target_T: Tensor,
+    share: CatalogueShare,
+    ranks: Ranks,
+    num_items: int,
+    temperature: float,
+    smoothing: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return the loss, and its gradients by users and items. Collective. Arguments are those of `shared_softmax_cross_entropy`.
 
     The first pass over the tiles finds the terms of each target's softmax. The second one computes the scores again, now with the
     sums over the whole catalogue, and from them the gradients.
     """
+    (counts,) = share.counts
+    sizes = list(counts)
+    user_SD = torch.cat(ranks.gather_sized(user_TD.contiguous(), sizes))
+    target_S = torch.cat(ranks.gather_sized(target_T.contiguous(), sizes)) - share.first
+    scaled_SD = user_SD / temperature
+    tiles = _Tiles(item_KD)
+    here_S = (target_S >= 0) & (target_S < item_KD.shape[0])
+    at_S = torch.where(here_S, target_S, 0)
+    log_total_S, target_score_S, mean_score_S = _terms(tiles, scaled_SD, at_S, here_S, ranks, num_items)
 
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        user_TD: Tensor,
-        item_KD: Tensor,
-        target_T: Tensor,
-        ranks: Ranks,
-        counts: tuple[int, ...],
-        first: int,
-        temperature: float,
-        smoothing: float,
-        num_items: int,
-    ) -> Tensor:
-        sizes = list(counts)
-        user_SD = torch.cat(ranks.gather_sized(user_TD.contiguous(), sizes))
-        target_S = torch.cat(ranks.gather_sized(target_T.contiguous(), sizes)) - first
-        scaled_SD = user_SD / temperature
-        tiles = _Tiles(item_KD)
-        here_S = (target_S >= 0) & (target_S < item_KD.shape[0])
-        at_S = torch.where(here_S, target_S, 0)
-        log_total_S, target_score_S, mean_score_S = _terms(tiles, scaled_SD, at_S, here_S, ranks, num_items)
+    user_gradient = torch.zeros_like(user_SD)
+    item_gradient = torch.zeros_like(item_KD)
+    for rows in tiles.rows(user_SD):
+        for items in tiles.items():
+            weights = exponentials(tiles.scores(scaled_SD[rows], items).sub_(log_total_S[rows, None]))
+            if smoothing:
+                weights -= smoothing / num_items
+            add_product(user_gradient[rows], weights, item_KD[items])
+            add_product(item_gradient[items], weights.T, user_SD[rows])
+    is_here = here_S.nonzero()[:, 0]
+    if item_KD.shape[0]:
+        own = at_S[is_here]
+        user_gradient.index_add_(0, is_here, item_KD[own], alpha=smoothing - 1.0)
+        item_gradient.index_add_(0, own, user_SD[is_here], alpha=smoothing - 1.0)
 
-        user_gradient = torch.zeros_like(user_SD)
-        item_gradient = torch.zeros_like(item_KD)
-        for rows in tiles.rows(user_SD):
-            for items in tiles.items():
-                weights = exponentials(tiles.scores(scaled_SD[rows], items).sub_(log_total_S[rows, None]))
-                if smoothing:
-                    weights -= smoothing / num_items
-                add_product(user_gradient[rows], weights, item_KD[items])
-                add_product(item_gradient[items], weights.T, user_SD[rows])
-        is_here = here_S.nonzero()[:, 0]
-        if item_KD.shape[0]:
-            own = at_S[is_here]
-            user_gradient.index_add_(0, is_here, item_KD[own], alpha=smoothing - 1.0)
-            item_gradient.index_add_(0, own, user_SD[is_here], alpha=smoothing - 1.0)
-
-        begin = sum(sizes[: ranks.rank])
-        mine = slice(begin, begin + sizes[ranks.rank])
-        loss_T = log_total_S - (1.0 - smoothing) * target_score_S - smoothing * mean_score_S
-        ctx.save_for_backward(
-            _sum_of_own(user_gradient, sizes, ranks).div_(temperature), item_gradient.div_(temperature)
-        )
-        return loss_T[mine].sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], *[None] * 7
+    begin = sum(sizes[: ranks.rank])
+    mine = slice(begin, begin + sizes[ranks.rank])
+    loss_T = log_total_S - (1.0 - smoothing) * target_score_S - smoothing * mean_score_S
+    user_gradient = _sum_of_own(user_gradient, sizes, ranks).div_(temperature)
+    return loss_T[mine].sum(), (user_gradient, item_gradient.div_(temperature))
 
 
 class _Tiles:

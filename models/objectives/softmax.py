@@ -6,11 +6,11 @@ of ranks. Shapes: T targets, C candidates, R, K of them in a tile, D model width
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from models.compiled.softmax import SoftmaxKernels
 from models.objectives.chunked_scores import chunk_elements, exponentials, sum_over_scores
+from models.objectives.known_gradients import with_gradients
 from models.objectives.products import add_product, score_product
 
 MIN_ROWS = 32  # with fewer targets in a chunk, reading all candidates would cost more than the arithmetic
@@ -49,11 +49,11 @@ def softmax_cross_entropy(
     kernels: compute what they can; the rest is computed by torch.
     """
     if kernels is not None and kernels.takes(user_TD, item_CD):
-        loss: Tensor = _CompiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature, kernels)
+        loss = _compiled_cross_entropy(user_TD, item_CD, target_T, temperature, kernels)
     elif item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
         loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
     else:
-        loss = _TiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
+        loss = _tiled_cross_entropy(user_TD, item_CD, target_T, temperature)
     if label_smoothing:
         # -sum_c y_c log p_c = log Z - (1 - s) score of the target - s mean score: the smoothing needs no single logits.
         target_score = (user_TD * item_CD.index_select(0, target_T)).sum()
@@ -74,15 +74,13 @@ def _rows(logits: Tensor, target_R: Tensor) -> tuple[Tensor, None]:
     return loss, None
 
 
-class _TiledCrossEntropy(torch.autograd.Function):
-    """Softmax cross-entropy that holds the logits of one tile of targets and candidates at a time.
+def _tiled_cross_entropy(user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
+    """Return softmax cross-entropy, and hold the logits of one tile of targets and candidates at a time.
 
     The first pass over the tiles sums exponentials. The second pass computes the logits again and divides by the sums. The
     targets' own contribution to the gradient is a sum over T, outside of the tiles.
     """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
+    with torch.no_grad():
         scaled_TD = user_TD / temperature
         target_TD = item_CD.index_select(0, target_T)
         tile_items = max(1, chunk_elements(item_CD.device) // TILE_ROWS)
@@ -100,38 +98,19 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 exponentials(weights_RK)
                 add_product(gradient_RD, weights_RK, item_KD)
                 add_product(gradient_KD, weights_RK.T, user_RD)
-        ctx.save_for_backward(user_gradient.div_(temperature), item_gradient.div_(temperature))
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], None, None
+        gradients = user_gradient.div_(temperature), item_gradient.div_(temperature)
+    return with_gradients(loss, (user_TD, item_CD), gradients)
 
 
-class _CompiledCrossEntropy(torch.autograd.Function):
-    """Softmax cross-entropy by the compiled kernels."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        user_TD: Tensor,
-        item_CD: Tensor,
-        target_T: Tensor,
-        temperature: float,
-        kernels: SoftmaxKernels,
-    ) -> Tensor:
+def _compiled_cross_entropy(
+    user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, kernels: SoftmaxKernels
+) -> Tensor:
+    """Return softmax cross-entropy by the compiled kernels."""
+    with torch.no_grad():
         own_T = user_TD.new_empty(user_TD.shape[0])
         terms = kernels.terms(user_TD, item_CD, own_T, temperature, target_T)
-        ctx.save_for_backward(terms.user_gradient, terms.item_gradient)
-        return terms.log_total.sub_(own_T).sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], None, None, None
+        loss = terms.total.sub_(own_T).sum()
+    return with_gradients(loss, (user_TD, item_CD), (terms.user_gradient, terms.item_gradient))
 
 
 def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ import pytest
 from models.compiled.build import KernelBuildError
 from models.compiled.kernels import CompiledKernels, build_kernels
 
+# Relative errors of objectives: of rounding, and of gradients with factors that are rounded once.
+FLOAT32, BFLOAT16 = 1e-6, 5e-3
+
 
 def kernels_or_skip() -> CompiledKernels:
     """Return the kernels of this machine, or skip the test."""

@@ -1,4 +1,4 @@
-"""The compiled attention equals the plain formula in value and gradients, one history at a time."""
+"""The compiled softmax attention equals the plain formula in value and gradients, one history at a time."""
 
 import copy
 
@@ -114,14 +114,20 @@ def context_with(kernel, lengths) -> AttentionContext:
     return context
 
 
-def test_attention_uses_it_for_plain_causal_softmax_only(kernel, monkeypatch):
-    asked: list[Tensor] = []
+def test_attention_uses_it_for_causal_softmax_and_silu_without_a_window(kernel, monkeypatch):
+    asked: list[object] = []
     run = AttentionKernel.run
-    monkeypatch.setattr(AttentionKernel, "run", lambda self, problem: asked.append(problem) or run(self, problem))
+    monkeypatch.setattr(
+        AttentionKernel, "run", lambda self, problem, form: asked.append(problem) or run(self, problem, form)
+    )
     lengths = [7, 9]
     joint_NS = torch.randn(16, 24, generator=torch.Generator().manual_seed(3))
     heads = heads_of(joint_NS, (2, 2, 4, 4))
-    for settings, uses in (({}, 1), ({"window": 3}, 0), ({"mask": "bidirectional"}, 0), ({"normalisation": "silu"}, 0)):
+    silu = {"normalisation": "silu"}
+    for settings, uses in (
+        *(({}, 1), ({"window": 3}, 0), ({"mask": "bidirectional"}, 0), ({"normalisation": "entmax15"}, 0)),
+        *((silu, 1), ({**silu, "window": 3}, 0), ({**silu, "mask": "bidirectional"}, 0)),
+    ):
         asked.clear()
         compiled = attend(*heads, context_with(kernel, lengths), terms(**settings), joint_NS).output
         assert len(asked) == uses

@@ -1,0 +1,300 @@
+// Causal attention of packed histories, forward and backward, computed in float32. It needs AVX-512.
+//
+// Histories are not padded: history b has the events offsets[b] .. offsets[b + 1]. Query head h reads key and value head h / (H / G).
+// A form (attention.cpp) turns scores into weights W. The backward pass computes the weights again (Dao et al. 2022,
+// arXiv:2205.14135, algorithm 4): with o = W v and the gradient do of the output, dW = do v^T, dv = W^T do, and with the gradient dS of
+// the scores, which the form computes, dq = scale dS k, dk = scale dS^T q.
+//
+// A block has ROWS queries of a history and a head. Names: N events, H heads, G heads of keys and values, K head width, V of values.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "tiles.h"
+
+using BFloat16 = uint16_t;
+
+// In the order of models/compiled/attention.py: _Problem. Rows of an array are `..._row` numbers apart; within a row, heads are contiguous.
+struct Problem {
+  int64_t num_histories, num_heads, num_key_heads, key_width, value_width, threads, in_bfloat16;
+  const int64_t* offsets;  // (B + 1)
+  const void *query, *key, *value;
+  int64_t query_row, key_row, value_row;
+  float* output;                 // (N, H, V)
+  const float* output_gradient;  // (N, H, V); null in the forward pass
+  void *query_gradient, *key_gradient, *value_gradient;
+  int64_t query_gradient_row, key_gradient_row, value_gradient_row;
+  float* log_total;           // softmax: (N, H), in units of log 2
+  int64_t num_distances;      // silu: the length of the longest history
+  int64_t num_buckets;        // silu
+  const float* position;      // silu: (H, num_distances), the bias of each distance, or null
+  const float* time;          // silu: (H, num_buckets), the bias of each bucket of ages, or null
+  const uint8_t* buckets;     // silu: the bucket of each pair, of each history with L events (L, L); 64 more bytes can be read
+  const int64_t* first_pair;  // silu: (B + 1), where the pairs of each history begin
+  float* position_sums;       // silu: (B, H, num_distances), zeros; the gradients of biases by history
+  float* time_sums;           // silu: (B, H, num_buckets), zeros
+  float scale;
+  float divisor;  // silu: divides the weights
+};
+
+inline float read(const float* from) { return *from; }
+inline float read(const BFloat16* from) {
+  const uint32_t bits = uint32_t(*from) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline void write(float value, float* to) { *to = value; }
+inline void write(float value, BFloat16* to) {  // to the nearest number, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+  *to = nan ? BFloat16((bits >> 16) | 0x40) : BFloat16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+constexpr int64_t ROWS = 48;
+
+// A query of a block, and where its numbers are: 64 for each panel of keys.
+struct Row {
+  int64_t query;   // the place in its history
+  int64_t event;   // the place in the batch
+  int64_t panels;  // of keys that the block computes for it
+  float* scores;
+  float* slopes;          // in the backward pass the gradients of weights, otherwise null
+  const float* gradient;  // in the backward pass that of the output, otherwise null
+
+  float* scores_of(int64_t panel, int64_t column) const { return scores + panel * ROWS * PANEL + column; }
+  float* slopes_of(int64_t panel, int64_t column) const { return slopes + panel * ROWS * PANEL + column; }
+  // The keys that the query sees, of the 16 that begin at a column of a panel.
+  __mmask16 seen(int64_t panel, int64_t column) const {
+    const int64_t number = query + 1 - panel * PANEL - column;
+    return number >= 16 ? __mmask16(0xffff) : number <= 0 ? __mmask16(0) : __mmask16((1u << number) - 1);
+  }
+};
+
+// The working memory of a thread. Form has
+//   a constructor (problem, length of the longest history)
+//   query_factor(): factor of queries in the products of scores
+//   begin(history, head), end(): before and after all queries of a history and a head of queries
+//   weigh(row): replaces scores by weights, and returns the factor of the weighted sum of values
+//   differentiate(row): replaces scores by weights, and the gradients of weights by those of scores.
+template <class Number, class Form>
+class Worker {
+ public:
+  Worker(const Problem& problem, int64_t longest)
+      : p_(problem),
+        form_(problem, longest),
+        key_padded_(round_up(p_.key_width, 16)),
+        value_padded_(round_up(p_.value_width, 16)),
+        panels_(round_up(longest, PANEL) / PANEL),
+        key_columns_(zeros<float>(panels_ * PANEL * p_.key_width)),
+        value_columns_(zeros<float>(panels_ * PANEL * p_.value_width)),
+        key_rows_(zeros<float>(panels_ * PANEL * key_padded_)),
+        value_rows_(zeros<float>(panels_ * PANEL * value_padded_)),
+        key_sums_(zeros<float>(panels_ * PANEL * key_padded_)),
+        value_sums_(zeros<float>(panels_ * PANEL * value_padded_)),
+        weights_(zeros<float>(panels_ * ROWS * PANEL)),
+        slopes_(zeros<float>(panels_ * ROWS * PANEL)),
+        queries_(zeros<float>(ROWS * p_.key_width)),
+        query_rows_(zeros<float>(ROWS * key_padded_)),
+        gradients_(zeros<float>(ROWS * p_.value_width)),
+        gradient_rows_(zeros<float>(ROWS * value_padded_)),
+        sums_(zeros<float>(ROWS * std::max(key_padded_, value_padded_))) {}
+
+  // Attention of one history and one head of keys, for all heads of queries that share it.
+  void attend(int64_t history, int64_t key_head) {
+    begin(history, key_head);
+    const int64_t shared = p_.num_heads / p_.num_key_heads;
+    for (int64_t head = key_head * shared; head < (key_head + 1) * shared; head++) {
+      form_.begin(history, head);
+      for (int64_t row = 0; row < length_; row += ROWS) {
+        if (p_.output_gradient == nullptr) forward_block(head, row);
+        else backward_block(head, row);
+      }
+      form_.end();
+    }
+    if (p_.output_gradient != nullptr) write_key_gradients(key_head);
+  }
+
+ private:
+  static const Number* at(const void* array, int64_t row, int64_t row_size, int64_t head, int64_t width) {
+    return static_cast<const Number*>(array) + row * row_size + head * width;
+  }
+  static Number* at(void* array, int64_t row, int64_t row_size, int64_t head, int64_t width) {
+    return static_cast<Number*>(array) + row * row_size + head * width;
+  }
+
+  void begin(int64_t history, int64_t head) {
+    first_ = p_.offsets[history];
+    length_ = p_.offsets[history + 1] - first_;
+    const bool backward = p_.output_gradient != nullptr;
+    const int64_t end = round_up(length_, PANEL);
+    pack(p_.key, p_.key_row, head, p_.key_width, key_padded_, key_columns_.get(), key_rows_.get());
+    pack(p_.value, p_.value_row, head, p_.value_width, value_padded_, backward ? value_columns_.get() : nullptr, value_rows_.get());
+    if (!backward) return;
+    std::memset(key_sums_.get(), 0, end * key_padded_ * sizeof(float));
+    std::memset(value_sums_.get(), 0, end * value_padded_ * sizeof(float));
+  }
+
+  // Copies keys or values by rows of `padded` numbers, and by panels of columns. Zeros follow the last event.
+  void pack(const void* from, int64_t row_size, int64_t head, int64_t width, int64_t padded, float* columns, float* rows) {
+    const int64_t end = round_up(length_, PANEL);
+    for (int64_t c = 0; c < length_; c++) {
+      const Number* vector = at(from, first_ + c, row_size, head, width);
+      for (int64_t d = 0; d < width; d++) rows[c * padded + d] = read(vector + d);
+    }
+    std::memset(rows + length_ * padded, 0, (end - length_) * padded * sizeof(float));
+    if (columns == nullptr) return;
+    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(padded)));
+    for (int64_t c = 0; c < end; c += 16)
+      for (int64_t d = 0; d < width; d++)
+        _mm512_store_ps(columns + (c / PANEL * width + d) * PANEL + c % PANEL, _mm512_i32gather_ps(places, rows + c * padded + d, 4));
+  }
+
+  // Copies vectors of the block, times a factor; zeros follow the last event.
+  template <class From>
+  void load_block(const From* from, int64_t row_size, int64_t width, int64_t row, float factor, float* to, int64_t padded) {
+    const int64_t real = std::min(ROWS, length_ - row);
+    for (int64_t r = 0; r < real; r++) {
+      const From* vector = from + (first_ + row + r) * row_size;
+      for (int64_t d = 0; d < width; d++) to[r * padded + d] = read(vector + d) * factor;
+    }
+    std::memset(to + real * padded, 0, (ROWS - real) * padded * sizeof(float));
+  }
+
+  // Writes the scores of STEP queries for the panels that one of them sees. Returns the number of these.
+  int64_t score_step(const float* queries, int64_t query) {
+    const int64_t number = std::min(panels_of(query + STEP - 1), panels_of(length_ - 1));
+    const int64_t r = query % ROWS;
+    for (int64_t panel = 0; panel < number; panel++)
+      score(queries, p_.key_width, key_columns_.get() + panel * p_.key_width * PANEL, weights_.get() + (panel * ROWS + r) * PANEL);
+    return number;
+  }
+  static int64_t panels_of(int64_t query) { return query / PANEL + 1; }
+
+  Row row_of(int64_t row, int64_t r, int64_t panels, bool backward) {
+    return {row + r,
+            first_ + row + r,
+            panels,
+            weights_.get() + r * PANEL,
+            backward ? slopes_.get() + r * PANEL : nullptr,
+            backward ? gradients_.get() + r * p_.value_width : nullptr};
+  }
+
+  void forward_block(int64_t head, int64_t row) {
+    const int64_t heads = p_.num_heads;
+    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, form_.query_factor(), queries_.get(), p_.key_width);
+    std::memset(sums_.get(), 0, ROWS * value_padded_ * sizeof(float));
+    for (int64_t r = 0; r < ROWS && row + r < length_; r += STEP) {
+      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
+      const int64_t real = std::min(STEP, length_ - row - r);
+      float factor[STEP];
+      for (int64_t i = 0; i < real; i++) factor[i] = form_.weigh(row_of(row, r + i, number, false));
+      for (int64_t panel = 0; panel < number; panel++) {
+        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
+        add_product<STEP>(weights_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, value_rows_.get() + panel * PANEL * value_padded_, depth,
+                          value_padded_, sums_.get() + r * value_padded_);
+      }
+      for (int64_t i = 0; i < real; i++) {
+        float* output = p_.output + ((first_ + row + r + i) * heads + head) * p_.value_width;
+        for (int64_t d = 0; d < p_.value_width; d++) output[d] = sums_[(r + i) * value_padded_ + d] * factor[i];
+      }
+    }
+  }
+
+  void backward_block(int64_t head, int64_t row) {
+    const int64_t heads = p_.num_heads, width = p_.value_width;
+    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, form_.query_factor(), queries_.get(), p_.key_width);
+    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, p_.scale, query_rows_.get(), key_padded_);
+    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradients_.get(), width);
+    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradient_rows_.get(), value_padded_);
+    std::memset(sums_.get(), 0, ROWS * key_padded_ * sizeof(float));
+    const int64_t rows = std::min(ROWS, length_ - row);
+    for (int64_t r = 0; r < rows; r += STEP) {
+      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
+      for (int64_t panel = 0; panel < number; panel++)
+        score(gradients_.get() + r * width, width, value_columns_.get() + panel * width * PANEL, slopes_.get() + (panel * ROWS + r) * PANEL);
+      // The rest of the last step has the zeros of load_block, and what it gives is not used.
+      for (int64_t i = r; i < std::min(r + STEP, rows); i++) form_.differentiate(row_of(row, i, number, true));
+      for (int64_t panel = 0; panel < number; panel++) {
+        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
+        add_product<STEP>(slopes_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, key_rows_.get() + panel * PANEL * key_padded_, depth,
+                          key_padded_, sums_.get() + r * key_padded_);
+      }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      Number* gradient = at(p_.query_gradient, first_ + row + r, p_.query_gradient_row, head, p_.key_width);
+      for (int64_t d = 0; d < p_.key_width; d++) write(sums_[r * key_padded_ + d] * p_.scale, gradient + d);
+    }
+    add_to_keys(row, rows);
+  }
+
+  // Adds what the block contributes to the gradients of keys and values: columns that its queries see, from the first that does.
+  void add_to_keys(int64_t row, int64_t rows) {
+    for (int64_t c = 0; c < std::min(row + rows, length_); c += STEP) {
+      // A group of columns is cut at the end of a panel.
+      const int64_t panel = c / PANEL, place = c % PANEL;
+      const int64_t skipped = std::max<int64_t>(0, (c - row) / STEP * STEP);
+      const float* weights = weights_.get() + (panel * ROWS + skipped) * PANEL + place;
+      const float* slopes = slopes_.get() + (panel * ROWS + skipped) * PANEL + place;
+      const float* gradients = gradient_rows_.get() + skipped * value_padded_;
+      const float* queries = query_rows_.get() + skipped * key_padded_;
+      float* values = value_sums_.get() + c * value_padded_;
+      float* keys = key_sums_.get() + c * key_padded_;
+      const int64_t depth = rows - skipped;
+      if (PANEL - place >= STEP) {
+        add_product<STEP>(weights, 1, PANEL, gradients, depth, value_padded_, values);
+        add_product<STEP>(slopes, 1, PANEL, queries, depth, key_padded_, keys);
+      } else {
+        add_product<PANEL % STEP>(weights, 1, PANEL, gradients, depth, value_padded_, values);
+        add_product<PANEL % STEP>(slopes, 1, PANEL, queries, depth, key_padded_, keys);
+        c += PANEL % STEP - STEP;
+      }
+    }
+  }
+
+  void write_key_gradients(int64_t head) {
+    for (int64_t c = 0; c < length_; c++) {
+      Number* key = at(p_.key_gradient, first_ + c, p_.key_gradient_row, head, p_.key_width);
+      for (int64_t d = 0; d < p_.key_width; d++) write(key_sums_[c * key_padded_ + d], key + d);
+      Number* value = at(p_.value_gradient, first_ + c, p_.value_gradient_row, head, p_.value_width);
+      for (int64_t d = 0; d < p_.value_width; d++) write(value_sums_[c * value_padded_ + d], value + d);
+    }
+  }
+
+  const Problem& p_;
+  Form form_;
+  int64_t key_padded_, value_padded_, panels_;
+  int64_t first_ = 0, length_ = 0;
+  Buffer<float> key_columns_, value_columns_;  // (panels, width, 64)
+  Buffer<float> key_rows_, value_rows_;        // (panels * 64, padded)
+  Buffer<float> key_sums_, value_sums_;        // (panels * 64, padded), gradients
+  Buffer<float> weights_, slopes_;             // (panels, ROWS, 64)
+  Buffer<float> queries_, query_rows_;         // (ROWS, K) as in scores, and (ROWS, padded) times the scale
+  Buffer<float> gradients_, gradient_rows_;    // (ROWS, V) and (ROWS, padded), of the output
+  Buffer<float> sums_;                         // (ROWS, padded)
+};
+
+// Returns 0, or 1 if memory does not suffice.
+template <class Number, class Form>
+int run(const Problem& problem) {
+  int64_t longest = 1;
+  for (int64_t b = 0; b < problem.num_histories; b++) longest = std::max(longest, problem.offsets[b + 1] - problem.offsets[b]);
+  const int threads = int(std::max<int64_t>(1, std::min(problem.threads, problem.num_histories)));
+  std::vector<std::unique_ptr<Worker<Number, Form>>> workers;
+  try {
+    for (int thread = 0; thread < threads; thread++) workers.push_back(std::make_unique<Worker<Number, Form>>(problem, longest));
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  // Histories are independent of one another, so the results do not depend on who computes which.
+#pragma omp parallel for num_threads(threads) schedule(dynamic) collapse(2)
+  for (int64_t history = 0; history < problem.num_histories; history++)
+    for (int64_t head = 0; head < problem.num_key_heads; head++) workers[omp_get_thread_num()]->attend(history, head);
+  return 0;
+}
