@@ -18,5 +18,6 @@ Files:
     config.py            settings of model, encoder and objective
     costs.py             FLOPs per part, parameters and bytes of a model, computed from its settings
     dense_parameters.py  number of dense weights of encoders
+    histories.py         histories by their lengths, and the targets that they give
     tables.py            embedding tables as TorchRec modules
 """

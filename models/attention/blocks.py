@@ -19,7 +19,7 @@ from models.attention.bias import prepare_ages
 from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
 from models.attention.rotary import turns_of
-from models.batches.jagged import Bucket, JaggedLayout, real_places
+from models.batches.jagged import Bucket, JaggedLayout, NewestEvents, real_places
 from models.compiled.attention import AttentionKernel
 
 
@@ -78,6 +78,8 @@ class AttentionContext:
     reach: int | None = None
     # (N,) bool, events that a penalty counts, of outputs "last" (n,); None: all
     counted: Tensor | None = None
+    # (N,) int64, these events among those of the batch, if they are the newest ones of its histories; None: all
+    events: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -102,6 +104,18 @@ class AttentionContext:
             masks={},
         )
 
+    def narrowed_to_newest(self, newest: NewestEvents) -> "AttentionContext":
+        """Return the context of layers that receive only these events."""
+        assert self.candidates is None, "candidates of one history end at different events"
+        assert self.outputs == "all"
+        times, requested, counted = (
+            None if values is None else values.index_select(0, newest.index)
+            for values in (self.times, self.request_times, self.counted)
+        )
+        return AttentionContext(
+            newest.layout, times, requested, reach=self.reach, counted=counted, events=newest.index, kernel=self.kernel
+        )
+
     def output_rows(self, x: Tensor) -> Tensor:
         """Return the rows that a layer returns, of a tensor (N + M, ...)."""
         match self.outputs:
@@ -110,6 +124,16 @@ class AttentionContext:
             case "last":
                 return x.index_select(0, self.layout.last)
         return x
+
+    @property
+    def num_output_events(self) -> int:
+        """Return how many of the rows that a layer returns are events. Candidates follow them."""
+        match self.outputs:
+            case "candidates":
+                return 0
+            case "last":
+                return self.layout.last.numel()
+        return self.layout.num_events
 
     def blocks(self, config: AttentionConfig) -> list[HistoryBlock]:
         """Return the blocks of a form of attention. They are built once for all layers of the same form."""

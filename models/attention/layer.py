@@ -18,6 +18,7 @@ from models.attention.pruned import norm_with_zeros
 from models.attention.rotary import rotate
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
+from models.layers.group_norm import GroupNorm
 
 
 class Attention(nn.Module):
@@ -34,6 +35,7 @@ class Attention(nn.Module):
         rotary: queries and keys have rotary positions.
         depth: number of the block from 1, on which the differential form depends.
         num_heads: number of heads that were not pruned (models.attention.pruned); None: all.
+        candidate_norms: the attended values of candidates have a norm of their own.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Attention(nn.Module):
         rotary: bool,
         depth: int,
         num_heads: int | None = None,
+        candidate_norms: bool = False,
     ) -> None:
         super().__init__()
         self.head_width = width // config.num_heads
@@ -73,6 +76,10 @@ class Attention(nn.Module):
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
         self.output_norm = norm_of_seen(config.output_norm, seen)
+        if candidate_norms and self.output_norm is not None:
+            own = norm_of_seen(config.output_norm, seen)
+            assert own is not None
+            self.output_norm = GroupNorm(self.output_norm, own)
         self.num_pruned = all_seen - seen
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
@@ -81,7 +88,7 @@ class Attention(nn.Module):
         joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
         query, key, value, gate = self._heads(projected, context)
         attended = attend(query, key, value, context, self.terms(), joint_NS)
-        return self.output_of(attended.output, gate), attended.penalty
+        return self.output_of(attended.output, gate, context.num_output_events), attended.penalty
 
     def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values as they are attended with, and the gate or None."""
@@ -106,13 +113,17 @@ class Attention(nn.Module):
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         return query, key, value, gate[0] if gate else None
 
-    def output_of(self, seen: Tensor, gate: Tensor | None) -> Tensor:
-        """Return the output, (n, D), of attended values (n, C, H, V)."""
+    def output_of(self, seen: Tensor, gate: Tensor | None, num_events: int | None = None) -> Tensor:
+        """Return the output, (n, D), of attended values (n, C, H, V).
+
+        num_events: how many of them, the first ones, are those of events; None: all.
+        """
+        num_events = seen.shape[0] if num_events is None else num_events
         if self.config.differential:
             seen = self._difference(seen)
         seen_NS = seen.flatten(1)
         if self.output_norm is not None:
-            seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned)
+            seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned, num_events)
         if gate is not None:
             seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
         output: Tensor = self.attention_output(seen_NS)

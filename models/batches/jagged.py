@@ -8,7 +8,7 @@ keeps the gather index back to the packed values. `padded` and `unpadded` conver
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,7 @@ class JaggedLayout:
     positions: Tensor  # (N,) int64, place of each event in its history, the oldest is 0
     buckets: tuple[Bucket, ...]
     traceable: bool = False  # one bucket, from which torch.export can trace a program (models.attention.traceable)
+    _newest: dict[int, "NewestEvents"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_events(self) -> int:
@@ -69,10 +70,39 @@ class JaggedLayout:
         ends = self.offsets[1:] - self.offsets[0]
         return (ends - 1)[self.offsets.diff() > 0]
 
+    def newest(self, number: int) -> "NewestEvents":
+        """Return the `number` newest events of each history, or all of a shorter one. They are laid out once, on the host."""
+        if number not in self._newest:
+            self._newest[number] = _newest_events(self.offsets, number)
+        return self._newest[number]
+
     def to(self, device: torch.device) -> "JaggedLayout":
         return JaggedLayout(
-            self.offsets.to(device), self.positions.to(device), tuple(bucket.to(device) for bucket in self.buckets)
+            self.offsets.to(device),
+            self.positions.to(device),
+            tuple(bucket.to(device) for bucket in self.buckets),
+            _newest={number: newest.to(device) for number, newest in self._newest.items()},
         )
+
+
+@dataclass(frozen=True)
+class NewestEvents:
+    """The newest events of each history of a batch, as a batch of their own."""
+
+    index: Tensor  # (n,) int64, these events among those of the batch, ascending
+    layout: JaggedLayout  # of these events; it has the same number of histories
+
+    def to(self, device: torch.device) -> "NewestEvents":
+        return NewestEvents(self.index.to(device), self.layout.to(device))
+
+
+def _newest_events(offsets: Tensor, number: int) -> NewestEvents:
+    bounds = offsets.cpu().numpy()
+    ends = bounds[1:] - bounds[0]
+    kept = np.minimum(np.diff(bounds), number)
+    own = np.concatenate(([0], np.cumsum(kept)))
+    index = np.arange(own[-1]) + np.repeat(ends - kept - own[:-1], kept)
+    return NewestEvents(torch.from_numpy(index), layout_of(own)).to(offsets.device)
 
 
 def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:
