@@ -9,7 +9,6 @@ Symbols: D model width, H heads, L events of a history, C candidates or negative
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,14 +114,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     whole = workload.histories
     kept = truncated(encoder, whole)
     share = kept.num_events / whole.num_events if whole.num_events else 1.0
-    parts = added(
-        *(
-            {name: work.times(share) for name, work in _block(encoder, width, kept, heads)}
-            if encoder.is_truncated(number)
-            else dict(_block(encoder, width, whole, heads))
-            for number, heads in encoder.heads_of_blocks.items()
-        )
-    )
+    parts = added(*(_block(encoder, width, whole, number) for number in encoder.heads_of_blocks))
     parts["pooling"] = _pooling(encoder, width, kept).times(share)
     parts["towers"] = tower(encoder.user_tower, width).times(share)
     parts["towers"] += tower(encoder.item_tower, width).times(items_per_event)
@@ -166,12 +158,34 @@ def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
     return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
 
 
-def _block(encoder: EncoderConfig, width: int, histories: Histories, heads: int) -> Iterator[tuple[str, Flops]]:
+def _block(encoder: EncoderConfig, width: int, histories: Histories, number: int) -> dict[str, Flops]:
+    """Return the FLOPs of a block per input event, whether it receives all events or the newest ones."""
+    heads = encoder.heads_of_blocks[number]
+    kept = truncated(encoder, histories)
+    share = kept.num_events / histories.num_events if histories.num_events else 1.0
+    received = 1.0
+    queries = share if number == encoder.last_whole_block else 1.0  # of the events that it receives
     pairs = pairs_per_event(encoder.attention, histories)
+    if encoder.is_truncated(number):
+        received = share
+        pairs = share * pairs_per_event(encoder.attention, kept)
+    elif queries < 1.0:
+        pairs = float((kept.lengths * histories.lengths * histories.counts).sum()) / histories.num_events
     into, behind = vector_work(encoder, width, heads)
-    among_pairs = pair_work(encoder, width, pairs, recomputed_share(encoder), heads)
-    for name, work in added(into, behind, among_pairs).items():
-        yield name, work + again(encoder, work)
+    # Queries and gates are not computed for events without an output; keys and values are.
+    query_width, _, _ = encoder.attention_widths(width, heads)
+    left_out = {"projections": linear(width, query_width), "gates": into["gates"]}
+    block = added(
+        _scaled(into, received),
+        _scaled(left_out, -received * (1.0 - queries)),
+        _scaled(behind, received * queries),
+        pair_work(encoder, width, pairs, recomputed_share(encoder), heads),
+    )
+    return {name: work + again(encoder, work) for name, work in block.items()}
+
+
+def _scaled(parts: dict[str, Flops], factor: float) -> dict[str, Flops]:
+    return {name: work.times(factor) for name, work in parts.items()}
 
 
 def again(encoder: EncoderConfig, work: Flops) -> Flops:

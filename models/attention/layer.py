@@ -24,8 +24,8 @@ from models.layers.group_norm import GroupNorm
 class Attention(nn.Module):
     """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
-    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last events
-    only, they are the output, (n, D), and only they have queries and gates. With `differential` a
+    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last or newest
+    events only, they are the output, (n, D), and only they have queries and gates. With `differential` a
     head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
 
     Args:
@@ -107,7 +107,9 @@ class Attention(nn.Module):
         if self.rotary:
             cos, sin = context.turns(self.map_width, key.dtype)
             key = rotate(key, (cos, sin))
-            of_query = (context.output_rows(cos), context.output_rows(sin)) if context.outputs == "last" else (cos, sin)
+            of_query = (
+                (context.output_rows(cos), context.output_rows(sin)) if context.chosen is not None else (cos, sin)
+            )
             query = rotate(query, of_query)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
@@ -137,11 +139,11 @@ class Attention(nn.Module):
 
     def _projected(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, ...]:
         """Return queries, keys, values and, if there are any, gates: in one tensor (N, S), if all events have all of them."""
-        if context.outputs == "last":
+        if context.chosen is not None:
             of_query, of_key, of_value, *of_gate = self.query_key_value.weight.split(self.sizes)
-            last_nD = context.output_rows(x_ND)
+            chosen_nD = context.output_rows(x_ND)
             key, value = self._activated(F.linear(x_ND, torch.cat((of_key, of_value)))).chunk(2, dim=-1)
-            query, *gate = (self._activated(F.linear(last_nD, weight)) for weight in (of_query, *of_gate))
+            query, *gate = (self._activated(F.linear(chosen_nD, weight)) for weight in (of_query, *of_gate))
             return query, key, value, *gate
         return (self._activated(self.query_key_value(x_ND)),)
 

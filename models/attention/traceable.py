@@ -78,7 +78,7 @@ def traceable_newest(layout: JaggedLayout, number: int) -> NewestEvents:
     offsets = torch.arange(lengths.shape[0] + 1, device=lengths.device) * number
     bucket = Bucket(gather, event, event)
     own = JaggedLayout(offsets, place.expand_as(gather).flatten(), (bucket,), traceable=True)
-    return NewestEvents(index, own)
+    return NewestEvents(number, index, own)
 
 
 def last_rows(layout: JaggedLayout, number: int | None) -> Tensor:

@@ -89,11 +89,12 @@ class JaggedLayout:
 class NewestEvents:
     """The newest events of each history of a batch, as a batch of their own."""
 
+    number: int  # at most of each history
     index: Tensor  # (n,) int64, these events among those of the batch, ascending
     layout: JaggedLayout  # of these events; it has the same number of histories
 
     def to(self, device: torch.device) -> "NewestEvents":
-        return NewestEvents(self.index.to(device), self.layout.to(device))
+        return NewestEvents(self.number, self.index.to(device), self.layout.to(device))
 
 
 def _newest_events(offsets: Tensor, number: int) -> NewestEvents:
@@ -102,7 +103,7 @@ def _newest_events(offsets: Tensor, number: int) -> NewestEvents:
     kept = np.minimum(np.diff(bounds), number)
     own = np.concatenate(([0], np.cumsum(kept)))
     index = np.arange(own[-1]) + np.repeat(ends - kept - own[:-1], kept)
-    return NewestEvents(torch.from_numpy(index), layout_of(own)).to(offsets.device)
+    return NewestEvents(number, torch.from_numpy(index), layout_of(own)).to(offsets.device)
 
 
 def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:

@@ -239,6 +239,16 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self.truncate_after is not None and number > self.truncate_after
 
     @property
+    def last_whole_block(self) -> int | None:
+        """Return the block that receives the whole history and returns its newest events only; None if there is none.
+
+        With a window a block computes all events, since its cost is linear in the window.
+        """
+        if self.truncate_after is None or self.attention.window is not None:
+            return None
+        return max((number for number in self.heads_of_blocks if number <= self.truncate_after), default=None)
+
+    @property
     def bidirectional(self) -> bool:
         """Return whether events attend to later ones. Such a model learns masked items."""
         return self.attention.mask == "bidirectional"

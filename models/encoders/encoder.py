@@ -18,6 +18,7 @@ from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
 from models.attention.traceable import traceable_newest
+from models.batches.jagged import JaggedLayout, NewestEvents
 from models.encoders.block import EncoderBlock, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.pooling import AttentionPooling
@@ -68,22 +69,7 @@ class Encoder(nn.Module):
         if self.input_norm is not None:
             x_ND = self.input_norm(x_ND)
         x_ND = self.dropout(x_ND)
-        penalties = []
-        truncates = self.config.truncate_to is not None
-        for depth, block in zip(self.depths, self.blocks, strict=True):
-            if truncates and self.config.is_truncated(depth):
-                x_ND, context = self._newest(x_ND, context)
-                truncates = False
-            if depth == self.depths[-1] and self.pooling is None:
-                context = _of_last_layer(context, only_last)
-            if self.config.recompute and self.training:
-                x_ND, penalty = checkpoint(block, x_ND, context, use_reentrant=False)
-            else:
-                x_ND, penalty = block(x_ND, context)
-            if penalty is not None:
-                penalties.append(penalty)
-        if truncates and context.outputs == "all":  # all deeper blocks are left out
-            x_ND, context = self._newest(x_ND, context)
+        x_ND, context, penalties = self._through_blocks(x_ND, context, only_last)
         narrowed = _of_last_layer(context, only_last)
         if not self.blocks and self.pooling is None:
             x_ND = narrowed.output_rows(x_ND)
@@ -96,17 +82,47 @@ class Encoder(nn.Module):
             x_ND = self.output_head(x_ND)
         return self.user_tower(x_ND), self._scaled(penalties)
 
-    def _newest(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, AttentionContext]:
-        """Return the newest `truncate_to` events of each history, and their context."""
-        assert self.config.truncate_to is not None
-        layout = context.layout
+    def _through_blocks(
+        self, x_ND: Tensor, context: AttentionContext, only_last: bool
+    ) -> tuple[Tensor, AttentionContext, list[Tensor]]:
+        """Return the output of the blocks, the context of its rows, and the penalties of the attention weights."""
+        penalties = []
+        newest = self._newest(context.layout)
+        for depth, block in zip(self.depths, self.blocks, strict=True):
+            if newest is not None and self.config.is_truncated(depth):
+                x_ND = x_ND.index_select(0, newest.index)
+                context = context.narrowed_to_newest(newest)
+                newest = None
+            of_block = context
+            if depth == self.depths[-1] and self.pooling is None:
+                of_block = context = _of_last_layer(context, only_last)
+            # The kernels of GPUs and traced programs compute all events of this block.
+            may_narrow = not (x_ND.is_cuda or context.layout.traceable or context.outputs != "all")
+            if newest is not None and depth == self.config.last_whole_block and may_narrow:
+                of_block = context.narrowed_outputs(newest)
+            if self.config.recompute and self.training:
+                x_ND, penalty = checkpoint(block, x_ND, of_block, use_reentrant=False)
+            else:
+                x_ND, penalty = block(x_ND, of_block)
+            if penalty is not None:
+                penalties.append(penalty)
+            if newest is not None and of_block.outputs == "newest":
+                context = context.narrowed_to_newest(newest)
+                newest = None
+        if newest is not None and context.outputs == "all":  # all deeper blocks are left out
+            x_ND = x_ND.index_select(0, newest.index)
+            context = context.narrowed_to_newest(newest)
+        return x_ND, context, penalties
+
+    def _newest(self, layout: JaggedLayout) -> NewestEvents | None:
+        """Return the events that truncated blocks receive; None if these are all."""
+        number = self.config.truncate_to
+        if number is None:
+            return None
         if layout.traceable:
-            newest = traceable_newest(layout, self.config.truncate_to)
-        else:
-            newest = layout.newest(self.config.truncate_to)
-            if newest.layout.num_events == layout.num_events:
-                return x_ND, context
-        return x_ND.index_select(0, newest.index), context.narrowed_to_newest(newest)
+            return traceable_newest(layout, number)
+        newest = layout.newest(number)
+        return None if newest.layout.num_events == layout.num_events else newest
 
     def _places(self, context: AttentionContext) -> Tensor:
         """Return the rows of the learned positions, (N,) int64. The last row is the newest event's if they count from it."""

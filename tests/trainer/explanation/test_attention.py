@@ -48,6 +48,8 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
     if not is_target and context.events is not None:
         value = torch.zeros((num_events, *value.shape[1:])).index_copy(0, context.events, value)
         kept = context.lengths.tolist()
+    elif not is_target and context.outputs == "newest":
+        kept = [min(length, context.most_chosen) for length in lengths]
     pieces = []
     for maps in parts:
         heads = maps.num_heads
@@ -102,6 +104,8 @@ def check_sums(layer: RecordedLayer, parts: list[Any], offsets: Tensor) -> None:
         has_query = (query < lengths[:, None]) if not maps.is_candidate else (lengths[:, None] >= 0)
         if total.shape[2] > 1 and getattr(layer.context, "events", None) is not None:
             has_query = has_query & (query >= (lengths - layer.context.lengths)[:, None])
+        if getattr(layer.context, "outputs", "all") == "newest":
+            has_query = has_query & (query >= (lengths - layer.context.most_chosen)[:, None])
         sees = has_query & ((lengths[:, None] > 0) | (maps.own is not None))
         if isinstance(layer.context, CandidateContext):  # a search by category can select nothing
             sees = sees & (maps.weights.abs().sum(dim=(1, 3)) > 0)

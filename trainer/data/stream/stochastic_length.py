@@ -64,7 +64,7 @@ def kept_events(row_ids: Int64, offsets: Int64, shortened: int, seed: int, epoch
 
 
 def target_probabilities(lengths: Int64, from_end: Int64, shortened: int, newest: int | None) -> Float64:
-    """Return the probability that each event is an input whose target is learned, over all epochs: (N,).
+    """Return the probability that each event is an input with a target that is learned, over all epochs: (N,).
 
     Args:
         lengths: (N,) length of each event's example.
