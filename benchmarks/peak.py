@@ -17,8 +17,9 @@ from models.batches.history_batch import HistoryBatch, build_batch
 from models.compiled.build import KernelBuildError
 from models.compiled.kernels import CompiledKernels, build_kernels
 from models.config import NextItemConfig
-from models.costs import Histories, Workload, costs_of
+from models.costs import Workload, costs_of
 from models.features.catalogue import Catalogue
+from models.histories import Histories
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables

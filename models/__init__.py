@@ -19,5 +19,6 @@ Files:
     costs.py             FLOPs per part, parameters and bytes of a model, computed from its settings
     dense_parameters.py  number of dense weights of encoders
     devices.py           choices that differ between CPUs and accelerators
+    histories.py         histories by their lengths, and the targets that they give
     tables.py            embedding tables as TorchRec modules
 """

@@ -3,20 +3,34 @@
 from models.encoders.config import EncoderConfig
 
 
-def saved_numbers(encoder: EncoderConfig, width: int) -> float:
+def saved_numbers(encoder: EncoderConfig, width: int, share: float = 1.0) -> float:
     """Return how many numbers per event are kept for the backward pass.
 
     These are the inputs of matrix products, norms and activations.
+
+    Args:
+        encoder: the settings.
+        width: of the model.
+        share: of the events that truncated blocks, and all after them, receive.
     """
-    blocks = encoder.heads_of_blocks.values()
-    block = sum(_of_block(encoder, width, heads) for heads in blocks)
+    heads = encoder.heads_of_blocks
+    shares = [share if encoder.is_truncated(number) else 1.0 for number in heads]
+    blocks = [of * _of_block(encoder, width, count) for of, count in zip(shares, heads.values(), strict=True)]
+    if encoder.last_whole_block is not None:
+        # Of events without an output it keeps the inputs of the norm and of keys and values, and these as rows.
+        at = list(heads).index(encoder.last_whole_block)
+        _, key_width, _ = encoder.attention_widths(width, heads[encoder.last_whole_block])
+        inputs = (2.0 + (encoder.norm == "rms_norm")) * width + 2.0 * key_width
+        blocks[at] = share * blocks[at] + (1.0 - share) * inputs
+    block = sum(blocks)
     if encoder.recompute and blocks:
-        block = len(blocks) * width + block / len(blocks)
+        block = sum(shares) * width + block / len(blocks)
     rms = encoder.norm == "rms_norm"  # torch also keeps the scale
     pooling = 6.0 * width * (encoder.pooling == "attention")
     towers = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
     ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
-    return block + 4.0 * width + pooling + ends + towers
+    inputs_and_outputs = (2.0 + 2.0 * share) * width  # of all blocks together
+    return block + inputs_and_outputs + share * (pooling + towers) + ends
 
 
 def _of_block(encoder: EncoderConfig, width: int, heads: int) -> float:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from models.encoders.config import EncoderConfig
 from models.features.config import InputsConfig
@@ -74,6 +74,63 @@ class NextItemConfig(ModelConfig):
     masking: MaskingConfig = Field(
         default_factory=MaskingConfig, description="masked events, for encoders that see both sides of an event"
     )
+
+    later_targets: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="number of events after the next one that each event also predicts in training, each with a head of its own. "
+        "Scores are those of the next event",
+    )
+    later_weight: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="weight of the loss of the first later target. That of each further one is smaller by the same factor",
+    )
+    stochastic_length: float | None = Field(
+        None,
+        gt=0.0,
+        lt=2.0,
+        description="exponent alpha of HSTU's stochastic length: in training a history of n events, more than m = "
+        "max_history^(alpha / 2), keeps m of them, other ones in each epoch, or all with probability (m / n)^2. Default: all",
+    )
+
+    @model_validator(mode="after")
+    def _later_targets_follow(self) -> "NextItemConfig":
+        if self.later_targets and self.masks_items:
+            raise ValueError(
+                f"later_targets = {self.later_targets} are events after the next one, and this model restores masked events: set "
+                'it to 0, or choose encoder.attention.mask = "causal"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stochastic_length_fits(self) -> "NextItemConfig":
+        if self.stochastic_length is not None and self.masks_items:
+            raise ValueError(
+                "stochastic_length leaves out events, and a model that restores masked events needs those around them: unset "
+                'it, or choose encoder.attention.mask = "causal"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _truncation_is_shorter(self) -> "NextItemConfig":
+        kept = self.encoder.truncate_to
+        if kept is not None and kept >= self.max_history:
+            raise ValueError(
+                f"encoder.truncate_to = {kept} must be below max_history = {self.max_history}: no history is longer than that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_candidates(self) -> "NextItemConfig":
+        if self.encoder.candidate_norms:
+            raise ValueError(
+                "encoder.candidate_norms = true is for rankers: no candidate passes through the blocks of a next-item model; leave "
+                "it at false"
+            )
+        return self
 
     @property
     def masks_items(self) -> bool:

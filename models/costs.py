@@ -9,7 +9,6 @@ Symbols: D model width, H heads, L events of a history, C candidates or negative
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +20,7 @@ from models.config import NextItemConfig
 from models.dense_parameters import encoder_parameters, tower_parameters
 from models.encoders.config import EncoderConfig
 from models.features.config import NUM_TIME_ROWS
+from models.histories import Histories, expected_targets, later_shares, truncated
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
@@ -30,28 +30,6 @@ NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 15.0, "entmax15": 16.
 WEIGHT_TRAFFIC = 10
 # A full softmax over more candidates than this forms its logits twice on CPUs (models/objectives/softmax.py).
 TILED_FROM = 1 << 15
-
-
-@dataclass(frozen=True)
-class Histories:
-    """The number of histories of each length."""
-
-    lengths: np.ndarray  # (n,) int64, 1 or more
-    counts: np.ndarray  # (n,)
-
-    @classmethod
-    def of(cls, lengths: np.ndarray) -> "Histories":
-        """Count the lengths of all histories. Empty histories cost nothing and are left out."""
-        return cls(*np.unique(lengths[lengths > 0], return_counts=True))
-
-    @property
-    def num_events(self) -> float:
-        return float((self.lengths * self.counts).sum())
-
-    @property
-    def mean(self) -> float:
-        """Return the mean number of events of the histories that are not empty, or 0 if all are."""
-        return self.num_events / max(1.0, float(self.counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -133,16 +111,22 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     """Return the costs of one input event. `width`: D, of the item table. Tables count as look-ups, without their parameters."""
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
-    parts = added(*(dict(_block(encoder, width, workload, heads)) for heads in encoder.heads_of_blocks.values()))
-    parts["pooling"] = _pooling(encoder, width, workload.histories)
-    parts["towers"] = tower(encoder.user_tower, width) + tower(encoder.item_tower, width).times(items_per_event)
-    parts["output head"] = output_head(encoder, width)
+    whole = workload.histories
+    kept = truncated(encoder, whole)
+    share = kept.num_events / whole.num_events if whole.num_events else 1.0
+    parts = added(*(_block(encoder, width, whole, number) for number in encoder.heads_of_blocks))
+    parts["pooling"] = _pooling(encoder, width, kept).times(share)
+    parts["towers"] = tower(encoder.user_tower, width).times(share)
+    parts["towers"] += tower(encoder.item_tower, width).times(items_per_event)
+    parts["output head"] = output_head(encoder, width).times(share)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
     targets = workload.targets_per_event
-    targets = expected_targets(model, workload.histories) if targets is None else targets
-    parts["objective"] = _objective(model.objective, width, workload).times(targets)
+    targets = share * expected_targets(model, whole) if targets is None else targets
+    shares = later_shares(model, kept)
+    parts["objective"] = _objective(model.objective, width, workload).times(targets * (1.0 + sum(shares)))
+    parts["later targets"] = (linear(width, width) + Flops(pointwise=3.0 * width)).times(targets * sum(shares))
     dense = num_dense_parameters(model, width, workload.projected)
-    activations = FLOAT * saved_numbers(encoder, width)
+    activations = FLOAT * saved_numbers(encoder, width, share)
     looked_up = (
         FLOAT * width * (5 * items_per_event + 2)
     )  # row read, written, its gradient twice, row updated; events gathered
@@ -153,20 +137,6 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
         activations,
         3 * activations + looked_up + weights,  # written, read, and a gradient of the same size
     )
-
-
-def expected_targets(model: NextItemConfig, histories: Histories) -> float:
-    """Return the expected number of targets per input event.
-
-    It is 1, or the share of masked events (trainer/data/stream/masking.py), of which every history has at least one.
-    """
-    if not model.masks_items:
-        return 1.0
-    masking = model.masking
-    lengths = histories.lengths
-    masked = lengths * masking.probability + (1.0 - masking.probability) ** lengths
-    masked = (1.0 - masking.last_probability) * masked + masking.last_probability
-    return float((masked * histories.counts).sum()) / histories.num_events
 
 
 def looked_up_items(model: NextItemConfig, workload: Workload) -> float:
@@ -188,12 +158,34 @@ def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
     return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
 
 
-def _block(encoder: EncoderConfig, width: int, workload: Workload, heads: int) -> Iterator[tuple[str, Flops]]:
-    pairs = pairs_per_event(encoder.attention, workload.histories)
+def _block(encoder: EncoderConfig, width: int, histories: Histories, number: int) -> dict[str, Flops]:
+    """Return the FLOPs of a block per input event, whether it receives all events or the newest ones."""
+    heads = encoder.heads_of_blocks[number]
+    kept = truncated(encoder, histories)
+    share = kept.num_events / histories.num_events if histories.num_events else 1.0
+    received = 1.0
+    queries = share if number == encoder.last_whole_block else 1.0  # of the events that it receives
+    pairs = pairs_per_event(encoder.attention, histories)
+    if encoder.is_truncated(number):
+        received = share
+        pairs = share * pairs_per_event(encoder.attention, kept)
+    elif queries < 1.0:
+        pairs = float((kept.lengths * histories.lengths * histories.counts).sum()) / histories.num_events
     into, behind = vector_work(encoder, width, heads)
-    among_pairs = pair_work(encoder, width, pairs, recomputed_share(encoder), heads)
-    for name, work in added(into, behind, among_pairs).items():
-        yield name, work + again(encoder, work)
+    # Queries and gates are not computed for events without an output; keys and values are.
+    query_width, _, _ = encoder.attention_widths(width, heads)
+    left_out = {"projections": linear(width, query_width), "gates": into["gates"]}
+    block = added(
+        _scaled(into, received),
+        _scaled(left_out, -received * (1.0 - queries)),
+        _scaled(behind, received * queries),
+        pair_work(encoder, width, pairs, recomputed_share(encoder), heads),
+    )
+    return {name: work + again(encoder, work) for name, work in block.items()}
+
+
+def _scaled(parts: dict[str, Flops], factor: float) -> dict[str, Flops]:
+    return {name: work.times(factor) for name, work in parts.items()}
 
 
 def again(encoder: EncoderConfig, work: Flops) -> Flops:
@@ -378,4 +370,5 @@ def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Pro
     total += tower_parameters(model.encoder.item_tower, width) - width * bool(model.encoder.item_tower)
     total += width * model.masks_items
     total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
+    total += model.later_targets * width * width
     return total + width * sum(feature.width for feature in projected)

@@ -51,11 +51,13 @@ def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm
     sides = 2 if attention.mask == "bidirectional" else 1
     seen = attention.num_channels * num_heads * head_width
     projected = num_heads * head_width + 2 * attention.key_value_heads * head_width + seen * attention.gate
+    groups = 1 + encoder.candidate_norms
+    norm *= groups
     total = norm + width * projected + seen * width + width * attention.output_bias
     total += bias_parameters(attention, heads, max_history, sides)
     total += heads * (attention.temperature == "learned")
     total += (4 * (head_width // maps) + head_width) * attention.differential
-    total += seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
+    total += groups * seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
     gate = (width + 1) * width * encoder.residual_gate
     total += gate
     hidden = width * encoder.feed_forward_multiple

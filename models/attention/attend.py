@@ -45,8 +45,8 @@ def attend(
     """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
     Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
-    all of the output. If it requests the last event of each history only, the queries and the output are theirs alone, and keys
-    and values are those of all events. With a ContinuedContext the events attend to past ones too.
+    all of the output. If it requests the last or newest events of each history only, the queries and the output are theirs alone,
+    and keys and values are those of all events. With a ContinuedContext the events attend to past ones too.
 
     Args:
         query_NHK: queries.
@@ -60,8 +60,8 @@ def attend(
     if isinstance(context, ContinuedContext):
         key_NGK, value_NGV = context.with_past(key_NGK, value_NGV)
         return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
-    if context.outputs == "last":
-        return _of_last_events(query_NHK, key_NGK, value_NGV, context, parts)
+    if context.chosen is not None:
+        return _of_chosen_events(query_NHK, key_NGK, value_NGV, context, parts)
     shown = context.candidates
     if shown is None:
         return _among_events(query_NHK, key_NGK, value_NGV, context, parts, joint_NS)
@@ -136,10 +136,10 @@ def _among_events(
             return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
 
 
-def _of_last_events(
+def _of_chosen_events(
     query_nHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
-    # One query per history is too little work for the kernels of GPUs: both paths run on every device.
+    # Few queries per history are too little work for the kernels of GPUs: both paths run on every device.
     if parts.is_softmax_without_bias and query_nHK.shape[0]:
         return Attended(_masked_softmax(query_nHK, key_NGK, value_NGV, context, parts)[:, None])
     return _in_tiles(query_nHK, key_NGK, value_NGV, context, parts)

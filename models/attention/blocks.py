@@ -2,8 +2,8 @@
 
 A block is R rows of Q queries that attend to the same K keys. Without a window, a row is a whole history, of a bucket of
 similar lengths. With a window, it is a piece of a history and its visible neighbours, so that the cost is linear in the window.
-Every event of the batch is a query in exactly one row. Where only the last events are asked for, a row is a whole history with
-one query.
+Every event of the batch is a query in exactly one row. Where only the last or newest events are asked for, a row is a whole
+history with these as queries.
 
 Shapes: N total events, M candidates, n histories that are not empty, R rows, Q queries and K keys of a row.
 """
@@ -19,7 +19,7 @@ from models.attention.bias import prepare_ages
 from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
 from models.attention.rotary import turns_of
-from models.batches.jagged import Bucket, JaggedLayout, real_places
+from models.batches.jagged import Bucket, JaggedLayout, NewestEvents, real_places
 from models.compiled.attention import AttentionKernel
 
 
@@ -71,13 +71,18 @@ class AttentionContext:
     request_times: Tensor | None = None
     # candidates that pass through the blocks; they follow the events in all tensors
     candidates: CandidateContext | None = None
-    # the rows that a layer returns: events and candidates (N + M), the candidates (M), or the last event of each history that is
-    # not empty (n). No later layer uses the other rows
-    outputs: Literal["all", "candidates", "last"] = "all"
+    # the rows that a layer returns: events and candidates (N + M), the candidates (M), the last event of each history that is not
+    # empty (n), or its newest events (n). No later layer uses the other rows
+    outputs: Literal["all", "candidates", "last", "newest"] = "all"
+    # of outputs "last" and "newest": these events (n,), ascending, and how many a history has at most
+    chosen: Tensor | None = None
+    most_chosen: int = 1
     # number of events, the most recent and itself, that an event attends to at most; None: no limit
     reach: int | None = None
     # (N,) bool, events that a penalty counts, of outputs "last" (n,); None: all
     counted: Tensor | None = None
+    # (N,) int64, these events among those of the batch, if they are the newest ones of its histories; None: all
+    events: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -91,25 +96,49 @@ class AttentionContext:
 
     def narrowed_to_last(self) -> "AttentionContext":
         """Return the context of a last layer, of which only the last event of each history is used."""
-        last = self.layout.last
+        return self._narrowed_to("last", self.layout.last, 1)
+
+    def narrowed_outputs(self, newest: NewestEvents) -> "AttentionContext":
+        """Return the context of a layer of which only the newest events are used. It receives all events."""
+        return self._narrowed_to("newest", newest.index, newest.number)
+
+    def _narrowed_to(self, outputs: Literal["last", "newest"], chosen: Tensor, most: int) -> "AttentionContext":
         return replace(
             self,
-            outputs="last",
-            request_times=None if self.request_times is None else self.request_times[last],
-            counted=None if self.counted is None else self.counted[last],
+            outputs=outputs,
+            chosen=chosen,
+            most_chosen=most,
+            request_times=None if self.request_times is None else self.request_times[chosen],
+            counted=None if self.counted is None else self.counted[chosen],
             _blocks={},
             _ages={},
             masks={},
         )
 
+    def narrowed_to_newest(self, newest: NewestEvents) -> "AttentionContext":
+        """Return the context of layers that receive only these events."""
+        assert self.candidates is None, "candidates of one history end at different events"
+        assert self.outputs == "all"
+        times, requested, counted = (
+            None if values is None else values.index_select(0, newest.index)
+            for values in (self.times, self.request_times, self.counted)
+        )
+        return AttentionContext(
+            newest.layout, times, requested, reach=self.reach, counted=counted, events=newest.index, kernel=self.kernel
+        )
+
     def output_rows(self, x: Tensor) -> Tensor:
         """Return the rows that a layer returns, of a tensor (N + M, ...)."""
-        match self.outputs:
-            case "candidates":
-                return x[self.layout.num_events :]
-            case "last":
-                return x.index_select(0, self.layout.last)
-        return x
+        if self.chosen is not None:
+            return x.index_select(0, self.chosen)
+        return x[self.layout.num_events :] if self.outputs == "candidates" else x
+
+    @property
+    def num_output_events(self) -> int:
+        """Return how many of the rows that a layer returns are events. Candidates follow them."""
+        if self.chosen is not None:
+            return self.chosen.shape[0]
+        return 0 if self.outputs == "candidates" else self.layout.num_events
 
     def blocks(self, config: AttentionConfig) -> list[HistoryBlock]:
         """Return the blocks of a form of attention. They are built once for all layers of the same form."""
@@ -168,8 +197,8 @@ class AttentionContext:
 
 def _blocks(context: AttentionContext, config: AttentionConfig, window: int | None) -> list[HistoryBlock]:
     layout = context.layout
-    if context.outputs == "last":
-        blocks = [_last_of(bucket, layout.last, config, window) for bucket in layout.buckets]
+    if context.chosen is not None:
+        blocks = [_chosen_of(bucket, context.chosen, context.most_chosen, config, window) for bucket in layout.buckets]
     # A window of half of the longest history saves nothing: its rows would have the same length.
     elif window is None or layout.traceable or context.longest <= 2 * window:
         blocks = [_whole(bucket, config, window) for bucket in layout.buckets]
@@ -192,22 +221,37 @@ def _whole(bucket: Bucket, config: AttentionConfig, window: int | None) -> Histo
     return HistoryBlock(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
 
 
-def _last_of(bucket: Bucket, last: Tensor, config: AttentionConfig, window: int | None) -> HistoryBlock:
-    """Build a block of whole histories of a bucket, of which the last event is the only query.
+def _chosen_of(bucket: Bucket, chosen: Tensor, most: int, config: AttentionConfig, window: int | None) -> HistoryBlock:
+    """Build a block of whole histories of a bucket, of which the newest events are the only queries.
 
-    last: the last event of each history that is not empty, (n,).
+    Args:
+        bucket: the histories.
+        chosen: the newest events of all histories, (n,).
+        most: how many of them a history has at most.
+        config: the form of attention.
+        window: its window.
     """
     rows, longest = bucket.gather.shape
-    end = bucket.gather.amax(dim=1)  # padding points at event 0
-    place = torch.arange(longest, device=end.device).expand(1, longest)
-    distance = ((end - bucket.gather[:, 0])[:, None] - place)[:, None]
+    start = bucket.gather[:, 0]
+    length = bucket.gather.amax(dim=1) - start + 1  # padding points at event 0
+    number = torch.arange(min(most, longest), device=start.device)
+    kept = length.clamp(max=most)[:, None]
+    is_query = number < kept
+    # Padding among the queries is the last event, so that it sees some event.
+    query_place = torch.where(is_query, length[:, None] - kept + number, length[:, None] - 1)
+    place = torch.arange(longest, device=start.device).expand(1, longest)
+    distance = query_place[:, :, None] - place[:, None]
     visible = _within(distance, config, window)
     if config.num_global:
         visible = visible | _seen_globally(distance, place, config)
-    visible = visible & (distance >= 0)  # keys after the last event are padding
-    query = torch.searchsorted(last, end)
-    row = torch.arange(rows, device=end.device)
-    return HistoryBlock(query[:, None], bucket.gather, query, row, distance, visible, triangular=False)
+    last = (length - 1)[:, None, None]
+    visible = visible & (place <= last)  # keys after the last event are padding
+    query = torch.searchsorted(chosen, start[:, None] + query_place)
+    # One query per history is never padding, so no size depends on the data.
+    row = torch.arange(rows, device=start.device)
+    block_index = row if most == 1 else is_query.view(-1).nonzero().squeeze(1)
+    scatter = query.view(-1)[block_index]
+    return HistoryBlock(query, bucket.gather, scatter, block_index, distance, visible, triangular=False)
 
 
 def _windowed(layout: JaggedLayout, config: AttentionConfig, window: int) -> HistoryBlock:

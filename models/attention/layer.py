@@ -18,13 +18,14 @@ from models.attention.pruned import norm_with_zeros
 from models.attention.rotary import rotate
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
+from models.layers.group_norm import GroupNorm
 
 
 class Attention(nn.Module):
     """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
-    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last events
-    only, they are the output, (n, D), and only they have queries and gates. With `differential` a
+    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last or newest
+    events only, they are the output, (n, D), and only they have queries and gates. With `differential` a
     head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
 
     Args:
@@ -34,6 +35,7 @@ class Attention(nn.Module):
         rotary: queries and keys have rotary positions.
         depth: number of the block from 1, on which the differential form depends.
         num_heads: number of heads that were not pruned (models.attention.pruned); None: all.
+        candidate_norms: the attended values of candidates have a norm of their own.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Attention(nn.Module):
         rotary: bool,
         depth: int,
         num_heads: int | None = None,
+        candidate_norms: bool = False,
     ) -> None:
         super().__init__()
         self.head_width = width // config.num_heads
@@ -73,6 +76,10 @@ class Attention(nn.Module):
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
         self.output_norm = norm_of_seen(config.output_norm, seen)
+        if candidate_norms and self.output_norm is not None:
+            own = norm_of_seen(config.output_norm, seen)
+            assert own is not None
+            self.output_norm = GroupNorm(self.output_norm, own)
         self.num_pruned = all_seen - seen
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
@@ -81,7 +88,7 @@ class Attention(nn.Module):
         joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
         query, key, value, gate = self._heads(projected, context)
         attended = attend(query, key, value, context, self.terms(), joint_NS)
-        return self.output_of(attended.output, gate), attended.penalty
+        return self.output_of(attended.output, gate, context.num_output_events), attended.penalty
 
     def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values as they are attended with, and the gate or None."""
@@ -100,19 +107,25 @@ class Attention(nn.Module):
         if self.rotary:
             cos, sin = context.turns(self.map_width, key.dtype)
             key = rotate(key, (cos, sin))
-            of_query = (context.output_rows(cos), context.output_rows(sin)) if context.outputs == "last" else (cos, sin)
+            of_query = (
+                (context.output_rows(cos), context.output_rows(sin)) if context.chosen is not None else (cos, sin)
+            )
             query = rotate(query, of_query)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         return query, key, value, gate[0] if gate else None
 
-    def output_of(self, seen: Tensor, gate: Tensor | None) -> Tensor:
-        """Return the output, (n, D), of attended values (n, C, H, V)."""
+    def output_of(self, seen: Tensor, gate: Tensor | None, num_events: int | None = None) -> Tensor:
+        """Return the output, (n, D), of attended values (n, C, H, V).
+
+        num_events: how many of them, the first ones, are those of events; None: all.
+        """
+        num_events = seen.shape[0] if num_events is None else num_events
         if self.config.differential:
             seen = self._difference(seen)
         seen_NS = seen.flatten(1)
         if self.output_norm is not None:
-            seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned)
+            seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned, num_events)
         if gate is not None:
             seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
         output: Tensor = self.attention_output(seen_NS)
@@ -126,11 +139,11 @@ class Attention(nn.Module):
 
     def _projected(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, ...]:
         """Return queries, keys, values and, if there are any, gates: in one tensor (N, S), if all events have all of them."""
-        if context.outputs == "last":
+        if context.chosen is not None:
             of_query, of_key, of_value, *of_gate = self.query_key_value.weight.split(self.sizes)
-            last_nD = context.output_rows(x_ND)
+            chosen_nD = context.output_rows(x_ND)
             key, value = self._activated(F.linear(x_ND, torch.cat((of_key, of_value)))).chunk(2, dim=-1)
-            query, *gate = (self._activated(F.linear(last_nD, weight)) for weight in (of_query, *of_gate))
+            query, *gate = (self._activated(F.linear(chosen_nD, weight)) for weight in (of_query, *of_gate))
             return query, key, value, *gate
         return (self._activated(self.query_key_value(x_ND)),)
 

@@ -131,6 +131,12 @@ def _of_events(
         real = block.is_counted[:, :, None] & visible
         row, asking, seen = real.expand(*weights.shape[0:1], *weights.shape[3:]).nonzero(as_tuple=True)
         of_query, of_key = block.query_gather[row, asking], block.key_gather[row, seen]
+        if context.outputs == "newest":
+            assert context.chosen is not None
+            of_query = context.chosen[of_query]
+        if context.events is not None:  # the newest events of the histories
+            of_key = context.events[of_key]
+            of_query = of_query if only_last else context.events[of_query]
         history = filled[of_query] if only_last else places.history[of_query]
         place = torch.zeros_like(of_query) if only_last else places.place[of_query]
         dense[history, place, places.place[of_key]] = (

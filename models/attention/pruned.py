@@ -13,16 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention.config import AttentionConfig
+from models.layers.group_norm import GroupNorm
 
 
-def norm_with_zeros(norm: nn.Module, seen_NS: Tensor, num_pruned: int) -> Tensor:
+def norm_with_zeros(norm: nn.Module, seen_NS: Tensor, num_pruned: int, num_events: int) -> Tensor:
     """Return the norm of attended values in which the pruned heads count as zeros.
 
     Args:
         norm: the norm of the values that are left.
         seen_NS: these values.
         num_pruned: number of values of the pruned heads.
+        num_events: number of rows of events. Rows of candidates follow them.
     """
+    if isinstance(norm, GroupNorm):
+        return norm.by_group(
+            seen_NS, num_events, lambda own, part: norm_with_zeros(own, part, num_pruned, part.shape[0])
+        )
     if not num_pruned:
         normed: Tensor = norm(seen_NS)
         return normed
@@ -65,8 +71,11 @@ def kept_indices(
     return {
         "query_key_value.weight": (0, torch.cat(projected)),
         "attention_output.weight": (1, seen),
-        "output_norm.weight": (0, seen),
-        "output_norm.bias": (0, seen),
+        **{
+            f"output_norm.{group}{name}": (0, seen)
+            for group in ("", "events.", "candidates.")
+            for name in ("weight", "bias")
+        },
         **dict.fromkeys(by_map, (0, of_maps)),
     }
 

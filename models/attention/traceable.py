@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
-from models.batches.jagged import Bucket, JaggedLayout
+from models.batches.jagged import Bucket, JaggedLayout, NewestEvents
 
 
 def traceable_layout(offsets: Tensor, num_events: int, places: Tensor) -> JaggedLayout:
@@ -61,6 +61,35 @@ def traceable_candidates(
         reach,
     )
     return CandidateLayout(owner, layout.offsets[owner], history_end, reach, (block,), traceable=True)
+
+
+def traceable_newest(layout: JaggedLayout, number: int) -> NewestEvents:
+    """Return the newest events of each history as one padded block with `number` places for each.
+
+    A shorter history is followed by padding, which counts as events. No event of the history sees it, and nobody uses its output.
+    """
+    lengths = layout.offsets.diff()
+    kept = lengths.clamp(max=number)
+    place = torch.arange(number, device=lengths.device)
+    starts = layout.offsets[1:] - kept
+    index = torch.where(place < kept[:, None], starts[:, None] + place, 0).flatten()
+    event = torch.arange(lengths.shape[0] * number, device=lengths.device)
+    gather = event.view(-1, number)
+    offsets = torch.arange(lengths.shape[0] + 1, device=lengths.device) * number
+    bucket = Bucket(gather, event, event)
+    own = JaggedLayout(offsets, place.expand_as(gather).flatten(), (bucket,), traceable=True)
+    return NewestEvents(number, index, own)
+
+
+def last_rows(layout: JaggedLayout, number: int | None) -> Tensor:
+    """Return the row of the last event of each history, (B,) int64, in what an encoder returns of a traceable layout.
+
+    number: how many newest events the last blocks receive; None: all.
+    """
+    if number is None:
+        return layout.offsets[1:] - 1
+    lengths = layout.offsets.diff()
+    return torch.arange(lengths.shape[0], device=lengths.device) * number + lengths.clamp(max=number) - 1
 
 
 def last_of_each(layout: JaggedLayout) -> Tensor:

@@ -8,13 +8,15 @@ keeps the gather index back to the packed values. `padded` and `unpadded` conver
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from models.batches.transfer import to_device
 
 NUM_BUCKETS = 4
 # A bucket costs a few calls of each operation. In a large batch that is little compared with the padding that it saves: with 4
@@ -40,6 +42,7 @@ class JaggedLayout:
     positions: Tensor  # (N,) int64, place of each event in its history, the oldest is 0
     buckets: tuple[Bucket, ...]
     traceable: bool = False  # one bucket, from which torch.export can trace a program (models.attention.traceable)
+    _newest: dict[int, "NewestEvents"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_events(self) -> int:
@@ -65,6 +68,30 @@ class JaggedLayout:
         """Return the last event of each history that is not empty, (n,) int64, in the order of the histories."""
         ends = self.offsets[1:] - self.offsets[0]
         return (ends - 1)[self.offsets.diff() > 0]
+
+    def newest(self, number: int) -> "NewestEvents":
+        """Return the `number` newest events of each history, or all of a shorter one. They are laid out once, on the host."""
+        if number not in self._newest:
+            self._newest[number] = _newest_events(self.offsets, number)
+        return self._newest[number]
+
+
+@dataclass(frozen=True)
+class NewestEvents:
+    """The newest events of each history of a batch, as a batch of their own."""
+
+    number: int  # at most of each history
+    index: Tensor  # (n,) int64, these events among those of the batch, ascending
+    layout: JaggedLayout  # of these events; it has the same number of histories
+
+
+def _newest_events(offsets: Tensor, number: int) -> NewestEvents:
+    bounds = offsets.cpu().numpy()
+    ends = bounds[1:] - bounds[0]
+    kept = np.minimum(np.diff(bounds), number)
+    own = np.concatenate(([0], np.cumsum(kept)))
+    index = np.arange(own[-1]) + np.repeat(ends - kept - own[:-1], kept)
+    return to_device(NewestEvents(number, torch.from_numpy(index), layout_of(own)), offsets.device)
 
 
 def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:

@@ -13,6 +13,7 @@ from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
 from models.encoders.config import EncoderConfig
 from models.layers.dropout import Dropout
+from models.layers.group_norm import GroupNorm, normed
 
 
 class EncoderBlock(nn.Module):
@@ -25,12 +26,20 @@ class EncoderBlock(nn.Module):
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int, num_heads: int) -> None:
         super().__init__()
         self.pre_norm = config.norm_place == "pre"
-        self.attention_norm = norm_of(config, width)
-        self.attention = Attention(width, max_history, config.attention, config.positions == "rotary", depth, num_heads)
+        self.attention_norm = block_norm_of(config, width)
+        self.attention = Attention(
+            width,
+            max_history,
+            config.attention,
+            config.positions == "rotary",
+            depth,
+            num_heads,
+            config.candidate_norms,
+        )
         self.attention_gate = nn.Linear(width, width) if config.residual_gate else None
         self.feed_forward: FeedForward | None = None
         if config.feed_forward != "none":
-            self.feed_forward_norm = norm_of(config, width)
+            self.feed_forward_norm = block_norm_of(config, width)
             self.feed_forward = FeedForward(
                 width, width * config.feed_forward_multiple, config.feed_forward, config.feed_forward_dropout
             )
@@ -38,20 +47,21 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        inner = self.attention_norm(x_ND) if self.pre_norm else x_ND
+        inner = normed(self.attention_norm, x_ND, context.layout.num_events) if self.pre_norm else x_ND
         attended_ND, penalty = self.attention(inner, context)
-        x_ND = self._add(context.output_rows(x_ND), attended_ND, self.attention_gate, self.attention_norm)
+        num_events = context.num_output_events
+        x_ND = self._add(context.output_rows(x_ND), attended_ND, self.attention_gate, self.attention_norm, num_events)
         if self.feed_forward is not None:
-            inner = self.feed_forward_norm(x_ND) if self.pre_norm else x_ND
-            x_ND = self._add(x_ND, self.feed_forward(inner), self.feed_forward_gate, self.feed_forward_norm)
+            inner = normed(self.feed_forward_norm, x_ND, num_events) if self.pre_norm else x_ND
+            said_ND = self.feed_forward(inner)
+            x_ND = self._add(x_ND, said_ND, self.feed_forward_gate, self.feed_forward_norm, num_events)
         return x_ND, penalty
 
-    def _add(self, x_ND: Tensor, said_ND: Tensor, gate: nn.Module | None, norm: nn.Module) -> Tensor:
+    def _add(self, x_ND: Tensor, said_ND: Tensor, gate: nn.Module | None, norm: nn.Module, num_events: int) -> Tensor:
         said_ND = self.dropout(said_ND)
         if gate is not None:
             said_ND = torch.sigmoid(gate(x_ND)) * said_ND
-        added: Tensor = x_ND + said_ND if self.pre_norm else norm(x_ND + said_ND)
-        return added
+        return x_ND + said_ND if self.pre_norm else normed(norm, x_ND + said_ND, num_events)
 
 
 class FeedForward(nn.Module):
@@ -83,6 +93,13 @@ class FeedForward(nn.Module):
 def norm_of(config: EncoderConfig, width: int) -> nn.Module:
     """Build the norm of the settings."""
     return nn.LayerNorm(width) if config.norm == "layer_norm" else nn.RMSNorm(width, eps=1e-5)
+
+
+def block_norm_of(config: EncoderConfig, width: int) -> nn.Module:
+    """Build the norm of a sub-layer, or with `candidate_norms` that of events and that of candidates."""
+    if config.candidate_norms:
+        return GroupNorm(norm_of(config, width), norm_of(config, width))
+    return norm_of(config, width)
 
 
 class OutputHead(nn.Module):

@@ -93,6 +93,11 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     norm_place: Literal["pre", "post"] = Field(
         "pre", description="pre: norm before each sub-layer, with an unnormalised residual; post: norm after their sum"
     )
+    candidate_norms: bool = Field(
+        False,
+        description='rankers with interest.kind = "encoder": candidates have norms of their own in each block, next to those of '
+        "events (MTGR's group layer norm)",
+    )
     final_norm: bool = Field(True, description="apply a norm after the last block")
     residual_gate: bool = Field(
         False, description="multiply the output of each sub-layer by a sigmoid of a projection of its input (LiGR)"
@@ -112,6 +117,19 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         lt=1.0,
         description="dropout probability of hidden activations inside the feed-forward sub-layer (SASRec), in addition to "
         "`dropout`",
+    )
+    truncate_after: int | None = Field(
+        None,
+        ge=1,
+        le=63,
+        description="next-item models: number of blocks that encode the whole history. Deeper blocks receive only its truncate_to "
+        "newest events, and only these are targets in training. Default: no truncation",
+    )
+    truncate_to: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="number of newest events that the blocks after truncate_after receive",
     )
     pooling: Literal["last", "attention"] = Field(
         "last",
@@ -166,6 +184,24 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     @model_validator(mode="after")
+    def _truncation_fits(self) -> "EncoderConfig":
+        after = self.truncate_after
+        if (after is None) != (self.truncate_to is None):
+            missing = "truncate_to" if self.truncate_to is None else "truncate_after"
+            raise ValueError(f"truncation needs truncate_after and truncate_to; {missing} is not set")
+        if after is not None and after >= self.num_blocks:
+            raise ValueError(
+                f"truncate_after = {after} leaves no deeper block of num_blocks = {self.num_blocks}; choose a smaller number, or "
+                "unset truncate_after and truncate_to"
+            )
+        if after is not None and self.bidirectional:
+            raise ValueError(
+                'truncate_after needs attention.mask = "causal": with "bidirectional" a masked event before the truncate_to '
+                "newest would not be restored"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_by_block_fit(self) -> "EncoderConfig":
         if self.heads_by_block is None:
             return self
@@ -197,6 +233,20 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         head_width = width // self.attention.num_heads
         attention = with_heads(self.attention, heads)
         return heads * head_width, attention.key_value_heads * head_width, attention.num_channels * heads * head_width
+
+    def is_truncated(self, number: int) -> bool:
+        """Return whether a block, by its number from 1, receives the truncate_to newest events of each history only."""
+        return self.truncate_after is not None and number > self.truncate_after
+
+    @property
+    def last_whole_block(self) -> int | None:
+        """Return the block that receives the whole history and returns its newest events only; None if there is none.
+
+        With a window a block computes all events, since its cost is linear in the window.
+        """
+        if self.truncate_after is None or self.attention.window is not None:
+            return None
+        return max((number for number in self.heads_of_blocks if number <= self.truncate_after), default=None)
 
     @property
     def bidirectional(self) -> bool:

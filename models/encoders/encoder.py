@@ -7,7 +7,7 @@ are settings of this one class. docs/attention.md lists how each deviates from i
 Shapes: N total events, M candidates, n histories that are not empty, D model width.
 
 The invariant: under a causal mask, output i is a function of the events up to i of its own history only. With positions that
-count from the newest event, it also depends on the number of later events.
+count from the newest event, or with truncation, it also depends on the number of later events.
 """
 
 import torch
@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
+from models.attention.traceable import traceable_newest
+from models.batches.jagged import JaggedLayout, NewestEvents
 from models.encoders.block import EncoderBlock, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.pooling import AttentionPooling
@@ -35,6 +37,7 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
         self.input_norm = norm_of(config, width) if config.input_norm else None
         self.dropout = Dropout(config.dropout)
+        self.depths = tuple(config.heads_of_blocks)  # of the blocks that are not left out, from 1
         self.blocks = nn.ModuleList(
             EncoderBlock(width, max_history, config, depth, heads) for depth, heads in config.heads_of_blocks.items()
         )
@@ -55,7 +58,8 @@ class Encoder(nn.Module):
 
         Returns:
             The encoded events (N, D), or candidates (M, D), or last events (n, D) in the order of the histories, and the scaled
-            penalty of the attention weights or None.
+            penalty of the attention weights or None. With `truncate_to` the encoded events are the newest ones of each history,
+            those of `layout.newest(truncate_to)`.
             A candidate is encoded as if it were the event after those that it sees. No event sees a candidate.
         """
         if self.input_scale is not None:
@@ -65,17 +69,8 @@ class Encoder(nn.Module):
         if self.input_norm is not None:
             x_ND = self.input_norm(x_ND)
         x_ND = self.dropout(x_ND)
-        penalties = []
+        x_ND, context, penalties = self._through_blocks(x_ND, context, only_last)
         narrowed = _of_last_layer(context, only_last)
-        for number, block in enumerate(self.blocks, start=1):
-            if number == len(self.blocks) and self.pooling is None:
-                context = narrowed
-            if self.config.recompute and self.training:
-                x_ND, penalty = checkpoint(block, x_ND, context, use_reentrant=False)
-            else:
-                x_ND, penalty = block(x_ND, context)
-            if penalty is not None:
-                penalties.append(penalty)
         if not self.blocks and self.pooling is None:
             x_ND = narrowed.output_rows(x_ND)
         x_ND = self.final_norm(x_ND)
@@ -86,6 +81,48 @@ class Encoder(nn.Module):
         if self.output_head is not None:
             x_ND = self.output_head(x_ND)
         return self.user_tower(x_ND), self._scaled(penalties)
+
+    def _through_blocks(
+        self, x_ND: Tensor, context: AttentionContext, only_last: bool
+    ) -> tuple[Tensor, AttentionContext, list[Tensor]]:
+        """Return the output of the blocks, the context of its rows, and the penalties of the attention weights."""
+        penalties = []
+        newest = self._newest(context.layout)
+        for depth, block in zip(self.depths, self.blocks, strict=True):
+            if newest is not None and self.config.is_truncated(depth):
+                x_ND = x_ND.index_select(0, newest.index)
+                context = context.narrowed_to_newest(newest)
+                newest = None
+            of_block = context
+            if depth == self.depths[-1] and self.pooling is None:
+                of_block = context = _of_last_layer(context, only_last)
+            # The kernels of GPUs and traced programs compute all events of this block.
+            may_narrow = not (x_ND.is_cuda or context.layout.traceable or context.outputs != "all")
+            if newest is not None and depth == self.config.last_whole_block and may_narrow:
+                of_block = context.narrowed_outputs(newest)
+            if self.config.recompute and self.training:
+                x_ND, penalty = checkpoint(block, x_ND, of_block, use_reentrant=False)
+            else:
+                x_ND, penalty = block(x_ND, of_block)
+            if penalty is not None:
+                penalties.append(penalty)
+            if newest is not None and of_block.outputs == "newest":
+                context = context.narrowed_to_newest(newest)
+                newest = None
+        if newest is not None and context.outputs == "all":  # all deeper blocks are left out
+            x_ND = x_ND.index_select(0, newest.index)
+            context = context.narrowed_to_newest(newest)
+        return x_ND, context, penalties
+
+    def _newest(self, layout: JaggedLayout) -> NewestEvents | None:
+        """Return the events that truncated blocks receive; None if these are all."""
+        number = self.config.truncate_to
+        if number is None:
+            return None
+        if layout.traceable:
+            return traceable_newest(layout, number)
+        newest = layout.newest(number)
+        return None if newest.layout.num_events == layout.num_events else newest
 
     def _places(self, context: AttentionContext) -> Tensor:
         """Return the rows of the learned positions, (N,) int64. The last row is the newest event's if they count from it."""
@@ -121,6 +158,8 @@ class Encoder(nn.Module):
 
 def _of_last_layer(context: AttentionContext, only_last: bool) -> AttentionContext:
     """Return the context of the last layer, which returns only the rows that are used."""
+    if context.outputs != "all":
+        return context
     if context.candidates is not None:
         return context.narrowed_to_candidates()
     return context.narrowed_to_last() if only_last else context

@@ -37,7 +37,7 @@ class AttentionPooling(nn.Module):
         """Return queries, keys and values as they are attended with, and no gate."""
         num_events = x_ND.shape[0]
         key, value = self.key_value(x_ND).view(num_events, 2, self.num_heads, self.head_width).unbind(dim=1)
-        num_queries = context.layout.last.numel() if context.outputs == "last" else num_events
+        num_queries = num_events if context.chosen is None else context.chosen.shape[0]
         return self.query.to(key.dtype).expand(num_queries, -1, -1), key, value, None
 
     def output_of(self, seen: Tensor, gate: None) -> Tensor:

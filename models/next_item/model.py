@@ -22,6 +22,7 @@ from models.features.composer import ItemComposer
 from models.features.inputs import NO_INPUTS, EventInputs, ModelInputs
 from models.features.request import ITEM_TABLE, ItemRequest
 from models.features.values import InputFeature
+from models.next_item.later_targets import LaterHeads, later_targets
 from models.next_item.masking import MaskVector
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
@@ -55,6 +56,7 @@ class NextItemModel(TableModel):
         self.items = ItemComposer(self.width, item_features)
         self.inputs = EventInputs(self.width, inputs)
         self.mask = MaskVector(self.width) if config.masks_items else None
+        self.later = LaterHeads(self.width, config.later_targets) if config.later_targets else None
         self.kernels: CompiledKernels | None = None  # of the loss; without them torch computes it
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -64,6 +66,8 @@ class NextItemModel(TableModel):
         self.inputs.initialize(generator)
         if self.mask is not None:
             self.mask.initialize(generator)
+        if self.later is not None:
+            self.later.initialize()
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """Return the sum of the loss over all targets of the batch (not the mean: see models.objectives.softmax).
@@ -74,10 +78,32 @@ class NextItemModel(TableModel):
         attention = None if self.kernels is None else self.kernels.attention
         context = AttentionContext(batch.layout, batch.times, batch.request_times, kernel=attention)
         user_ND, penalty = self._encode_in(context, rows, items_UD, batch)
-        user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
+        place_T, position_N = self._places_of_targets(batch)
+        user_TD = user_ND if place_T is None else user_ND.index_select(0, place_T)
         softmax = None if self.kernels is None else self.kernels.softmax
-        loss = loss_of(self.config.objective, user_TD, self._candidates(items_UD), batch, softmax)
+        candidates_UD = self._candidates(items_UD)
+        loss = loss_of(self.config.objective, user_TD, candidates_UD, batch, softmax)
+        if self.later is not None:
+            place_T = torch.arange(batch.num_targets, device=user_ND.device) if place_T is None else place_T
+            number = self.config.later_targets
+            for further, encoded_TD, part in later_targets(user_ND, place_T, position_N, batch, number):
+                later_TD = self.later(encoded_TD, further)
+                later_loss = loss_of(self.config.objective, later_TD, candidates_UD, part, softmax)
+                loss = loss + self.config.later_weight**further * later_loss
         return loss if penalty is None else loss + penalty
+
+    def _places_of_targets(self, batch: HistoryBatch) -> tuple[Tensor | None, Tensor]:
+        """Return the encoded event of each target, (T,), or None if these are all; and the positions of the encoded events."""
+        target_T = batch.target_event
+        kept = self.config.encoder.truncate_to
+        if kept is None:
+            return target_T, batch.layout.positions
+        newest = batch.layout.newest(kept)
+        assert target_T is not None or newest.layout.num_events == batch.layout.num_events, (
+            "older events are no targets"
+        )
+        place_T = None if target_T is None else torch.searchsorted(newest.index, target_T)
+        return place_T, newest.layout.positions
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """Return the vector of each whole history for a dot product with `item_vectors`, (B, D); zeros if empty.
@@ -117,7 +143,7 @@ class NextItemModel(TableModel):
     def can_continue(self) -> bool:
         """Return whether earlier events keep their keys and values when a history grows (models.attention.continued)."""
         encoder = self.config.encoder
-        return not encoder.bidirectional and encoder.positions_from == "oldest"
+        return not encoder.bidirectional and encoder.positions_from == "oldest" and encoder.truncate_after is None
 
     def continued_vectors(
         self, rows: Mapping[str, Tensor], batch: HistoryBatch, past: PastEvents, num_final: Tensor

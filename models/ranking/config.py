@@ -144,6 +144,16 @@ class RankingConfig(ModelConfig):
             check_encoder(self.encoder)
         return self
 
+    @model_validator(mode="after")
+    def _candidates_have_norms(self) -> "RankingConfig":
+        encoder = self.encoder
+        if encoder.candidate_norms and (self.interest.kind != "encoder" or not encoder.num_blocks):
+            raise ValueError(
+                "encoder.candidate_norms = true needs candidates that pass through the blocks of the encoder: set "
+                'interest.kind = "encoder" and encoder.num_blocks above 0, or leave it at false'
+            )
+        return self
+
     @property
     def time_settings(self) -> list[str]:
         """Return the settings by which the model uses times, with their values."""

@@ -23,7 +23,6 @@ from models.costs import (
     WEIGHT_TRAFFIC,
     Costs,
     Flops,
-    Histories,
     added,
     again,
     linear,
@@ -37,6 +36,7 @@ from models.costs import (
 )
 from models.dense_parameters import encoder_parameters
 from models.features.config import NUM_TIME_ROWS
+from models.histories import Histories
 from models.ranking.config import ExpertsConfig, RankingConfig
 from models.ranking.dense_parameters import attention_parameters, crossing_parameters, expert_parameters, levels
 

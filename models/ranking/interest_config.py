@@ -83,5 +83,10 @@ def check_encoder(encoder: EncoderConfig) -> None:
             f"encoder.attention.num_global = {encoder.attention.num_global} counts from the oldest event kept, which differs "
             "between the impressions of a history: set it to 0; for older events, widen or unset encoder.attention.window"
         )
+    if encoder.truncate_after is not None:
+        raise ValueError(
+            "encoder.truncate_after keeps the newest events of a history, which differ between its impressions: unset it and "
+            "encoder.truncate_to; for less work in all blocks, set encoder.attention.window or lower max_history"
+        )
     if encoder.item_tower:
         raise ValueError("encoder.item_tower applies to next-item models only; leave it at []")

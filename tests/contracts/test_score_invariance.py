@@ -96,6 +96,8 @@ RANKERS: dict[str, dict[str, Any]] = {
         "encoder": events(2),
         "interest": {"search": {"kind": "category", "feature": "tag", "num_found": 2}},
     },
+    "norms of candidates": {"kind": "hstu", "encoder": events(2, candidate_norms=True)},
+    "norms of candidates, BST": {"kind": "bst", "encoder": events(2, candidate_norms=True, pooling="attention")},
     "mean of two blocks": {"kind": "pooled", "encoder": events(2)},
 }
 Scores = dict[tuple[int, int, int], Tensor]  # by row, time and item of an impression: a logit for each label
@@ -298,6 +300,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "rotary, in a window with global events": {
         "encoder": {"positions": "rotary", "num_blocks": 3, "attention": {"window": 2, "num_global": 1}},
+    },
+    "truncated below two blocks": {
+        "encoder": {"kind": "hstu", "num_blocks": 3, "truncate_after": 1, "truncate_to": 3},
+        "inputs": {"request_time": True},
+    },
+    "truncated, pooled": {
+        "encoder": {"kind": "two_tower", "positions": "rotary", "truncate_after": 1, "truncate_to": 2},
     },
 }
 

@@ -215,6 +215,7 @@ def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, exam
 ENCODERS = {
     **{kind: {"kind": kind} for kind in ("sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower")},
     "differential in a window": {"attention": {"differential": True, "window": 3, "num_global": 1, "num_heads": 2}},
+    "truncated": {"kind": "hstu", "truncate_after": 1, "truncate_to": 4},
     "sparse, with a penalty": {
         "kind": "ligr",
         "attention": {"normalisation": "entmax15", "bias": "both", "penalty": 0.01},

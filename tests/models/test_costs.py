@@ -13,7 +13,7 @@ from models.attention.blocks import AttentionContext
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.batches.jagged import layout_of
 from models.config import NextItemConfig
-from models.costs import Histories, Projected, Workload, costs_of, expected_targets, num_dense_parameters
+from models.costs import Projected, Workload, costs_of, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
 from models.features.catalogue import Catalogue
@@ -21,6 +21,7 @@ from models.features.config import InputsConfig
 from models.features.inputs import EventInputs, ModelInputs
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature, id_values, number_values
+from models.histories import Histories, expected_targets
 from models.next_item.model import NextItemModel
 from models.objectives.chunked_scores import CHUNK_ELEMENTS
 from models.objectives.config import FullSoftmaxConfig
@@ -73,6 +74,22 @@ FORMS: dict[str, dict[str, Any]] = {
     "all blocks pruned": {"heads_by_block": [0, 0]},
     "sasrec as published": {"positions_from": "newest", "feed_forward": "relu", "feed_forward_dropout": 0.3},
     "bert4rec as published": {"kind": "bert4rec", "input_norm": True, "output_head": "gelu"},
+    "truncated": {"num_blocks": 3, "truncate_after": 1, "truncate_to": 5},
+    "truncated in a window": {
+        "kind": "hstu",
+        "num_blocks": 3,
+        "truncate_after": 2,
+        "truncate_to": 13,
+        "attention": {"window": 4, "num_global": 1},
+    },
+    "truncated and pooled": {
+        "kind": "two_tower",
+        "output_head": "gelu",
+        "truncate_after": 1,
+        "truncate_to": 5,
+    },
+    "truncated and recomputed": {"kind": "ligr", "recompute": True, "truncate_after": 1, "truncate_to": 5},
+    "truncated, pruned": {"num_blocks": 3, "heads_by_block": [1, 0, 0], "truncate_after": 1, "truncate_to": 5},
     "dropout in swiglu": {"kind": "ligr", "feed_forward_dropout": 0.3, "output_head": "gelu"},
 }
 
@@ -262,7 +279,9 @@ def test_constants_are_those_of_the_code() -> None:
     assert isinstance(model_config({}).encoder, EncoderConfig)
 
 
-@pytest.mark.parametrize("form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu"])
+@pytest.mark.parametrize(
+    "form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu", "truncated"]
+)
 def test_activations_are_about_those_that_autograd_keeps(form: str) -> None:
     config = model_config({**FORMS[form], "num_blocks": 4})
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)

@@ -94,6 +94,11 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             f"train.catalogue_workers = {train.catalogue_workers} divides the catalogue of model.objective.kind = "
             '"full_softmax", and this model never scores the whole catalogue in training; leave it at 1'
         )
+    if train.catalogue_workers > 1 and isinstance(model, NextItemConfig) and model.later_targets:
+        raise ValueError(
+            f"train.catalogue_workers = {train.catalogue_workers} exchanges the targets of the next events only: leave it at 1, or "
+            "set model.later_targets = 0"
+        )
     if train.compiled_kernels and not isinstance(model, NextItemConfig):
         raise ValueError(
             "train.compiled_kernels = true: rankers have no such kernels, so it changes nothing; leave it out"

@@ -56,6 +56,12 @@ LATER = {
     "train.tf32": False,
     "train.torch_compile": False,
     "model.encoder.heads_by_block": None,
+    "model.stochastic_length": None,
+    "model.later_targets": 0,
+    "model.later_weight": 0.5,
+    "model.encoder.candidate_norms": False,
+    "model.encoder.truncate_after": None,
+    "model.encoder.truncate_to": None,
     "model.encoder.attention.temperature_factor": 1.0,
     "model.interest.attention.temperature_factor": 1.0,
 }

@@ -3,14 +3,21 @@
 import numpy as np
 
 from models.config import NextItemConfig
-from models.costs import Histories, Projected
+from models.costs import Projected
+from models.histories import Histories
 from trainer.config.run_config import RunConfig
 from trainer.data.inputs import UsedFeatures
+from trainer.data.stream.stochastic_length import shortened_length, whole_probabilities
 from trainer.placement.loads import ITEM_TABLE
 
 
 def training_histories(train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> Histories:
     """Count the input events of every training example: the last event of a history is only a target, unless events are masked."""
+    return shortened_histories(whole_histories(train_ends, config, model), model)
+
+
+def whole_histories(train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> Histories:
+    """Count the same before stochastic length shortens any."""
     longest = model.max_history
     inputs = np.maximum(train_ends.astype(np.int64) - (not model.masks_items), 0)
     if config.train.long_histories == "recent":
@@ -19,10 +26,24 @@ def training_histories(train_ends: np.ndarray, config: RunConfig, model: NextIte
     return Histories.of(np.concatenate((whole, inputs % longest)))
 
 
+def shortened_histories(histories: Histories, model: NextItemConfig) -> Histories:
+    """Return the histories as stochastic length leaves them, with counts that are means over epochs."""
+    if model.stochastic_length is None:
+        return histories
+    shortened = shortened_length(model.max_history, model.stochastic_length)
+    whole = whole_probabilities(histories.lengths, shortened)
+    lengths = np.concatenate((histories.lengths, np.minimum(histories.lengths, shortened)))
+    counts = np.concatenate((whole * histories.counts, (1.0 - whole) * histories.counts))
+    different, place = np.unique(lengths[counts > 0], return_inverse=True)
+    return Histories(different, np.bincount(place, counts[counts > 0], different.size))
+
+
 def events_per_step(histories: Histories, train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> float:
     """Return the input events of a global batch. Examples without events are counted too: they fill places of a batch."""
     if config.train.batch_tokens is not None:
-        return float(config.train.batch_tokens)
+        # The limit counts whole histories.
+        whole = whole_histories(train_ends, config, model).num_events
+        return config.train.batch_tokens * (histories.num_events / whole if whole else 1.0)
     empty = int((train_ends < (1 if model.masks_items else 2)).sum())
     return config.train.batch_size * histories.num_events / (float(histories.counts.sum()) + empty)
 

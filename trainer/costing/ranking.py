@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.costs import Histories
+from models.histories import Histories
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.costs import RankingFeature, RankingOwner, RankingWorkload, candidate_pairs
 from models.ranking.reach import Reach, reach_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from models.config import NextItemConfig
-from models.costs import Costs, Histories, Workload, costs_of
+from models.costs import Costs, Workload, costs_of
+from models.histories import Histories
 from models.ranking.config import RankingConfig
 from models.ranking.costs import ranking_costs_of
 from trainer.config.run_config import RunConfig

@@ -90,10 +90,10 @@ def without_heads(layer: Attention | TargetAttention, numbers: Sequence[int]) ->
     channels = layer.config.num_channels
     heads = list(numbers)
 
-    def zeroed(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
+    def zeroed(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         seen: Tensor = given[0].clone()
         seen.unflatten(-1, (channels, layer.config.num_heads, -1))[..., heads, :] = 0.0
-        return (seen,)
+        return (seen, *given[1:])
 
     # A norm of all heads together gives zeros values of its own.
     modules = [module for module in (layer.output_norm, layer.attention_output) if module is not None]

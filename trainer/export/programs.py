@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention.traceable import last_of_each, traceable_candidates, traceable_layout
+from models.attention.traceable import last_of_each, last_rows, traceable_candidates, traceable_layout
 from models.batches.history_batch import HistoryBatch
 from models.features.composer import ItemComposer
 from models.features.request import ITEM_TABLE, ItemRequest
@@ -104,7 +104,7 @@ class NextItemProgram(Program):
         of_events = self._values("event", model.inputs.inputs.events, inputs, rows)
         of_users = self._values("user", model.inputs.inputs.users, inputs, rows)
         nothing = items[:0]
-        last = layout.offsets[1:] - 1
+        last = last_rows(layout, model.config.encoder.truncate_to)
         batch = HistoryBatch(
             row_ids=nothing,
             layout=layout,

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from cluster.config.run_config import Config
 from cluster.plan.simulation.config import HistoriesConfig
 from models.config import NextItemConfig
-from models.costs import FLOAT, WEIGHT_TRAFFIC, Costs, Histories, Workload, costs_of
+from models.costs import FLOAT, WEIGHT_TRAFFIC, Costs, Workload, costs_of
+from models.histories import Histories
 from models.ranking.config import RankingConfig
-from trainer.costing.next_item import projected_features, training_histories
+from trainer.costing.next_item import projected_features, shortened_histories, whole_histories
 from trainer.costing.training import TrainingFacts, costs_of_training, read_facts
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.inputs import UsedFeatures, declared_features
@@ -42,6 +43,8 @@ class TrainingSet:
     assumptions: tuple[str, ...]  # in place of the facts of a dataset, a sentence each
     facts: DatasetFacts  # on which look-ups depend
     ranking: TrainingFacts | None = None  # the facts of a dataset of impressions
+    # With stochastic length, the share of the events of an example that are inputs. train.batch_tokens counts all events.
+    share_kept: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -57,7 +60,7 @@ class TrainingSet:
     def batch_examples(self, config: Config) -> float:
         """Return the examples of a global batch."""
         if config.train.batch_tokens is not None:
-            return config.train.batch_tokens / max(1.0, self.mean)
+            return config.train.batch_tokens / max(1.0, self.mean / self.share_kept)
         return float(config.train.batch_size)
 
 
@@ -93,7 +96,7 @@ def read_training_set(config: Config, histories: HistoriesConfig, num_items: int
     facts = read_facts(config, config.dataset_dir, manifest)
     if isinstance(facts.examples, np.ndarray):
         assert isinstance(config.model, NextItemConfig)
-        counted = training_histories(facts.examples, config, config.model)
+        counted = whole_histories(facts.examples, config, config.model)
         empty = float((facts.examples < (1 if config.model.masks_items else 2)).sum())
         ranking = None
     else:
@@ -101,7 +104,7 @@ def read_training_set(config: Config, histories: HistoriesConfig, num_items: int
         empty = facts.examples.num_examples - float(counted.counts.sum())
         ranking = facts
     return replace(
-        _with_empty(counted, empty, facts.num_items, facts.features, ()),
+        _with_empty(config, counted, empty, facts.num_items, facts.features, ()),
         bytes_per_event=sum(part.num_bytes for part in manifest.parts) / max(1.0, counted.num_events),
         facts=dataset_facts(manifest, config.model.inputs),
         ranking=ranking,
@@ -132,7 +135,7 @@ def _assumed(config: Config, histories: HistoriesConfig, num_items: int) -> Trai
     used = declared_features(config.logs, model.inputs)
     texts = (f"there is no dataset: {text}", f"a training event has {ASSUMED_BYTES_PER_EVENT:g} bytes in the dataset")
     counted = Histories(lengths[weights > 0], weights[weights > 0])
-    return _with_empty(counted, 0.0, num_items - 1, used, texts)
+    return _with_empty(config, counted, 0.0, num_items - 1, used, texts)
 
 
 def _log_normal(lengths: NDArray[np.int64], mean: float, variation: float) -> Float64:
@@ -152,8 +155,9 @@ def _log_normal(lengths: NDArray[np.int64], mean: float, variation: float) -> Fl
 
 
 def _with_empty(
-    counted: Histories, empty: float, num_items: int, used: UsedFeatures, assumptions: tuple[str, ...]
+    config: Config, whole: Histories, empty: float, num_items: int, used: UsedFeatures, assumptions: tuple[str, ...]
 ) -> TrainingSet:
+    counted = shortened_histories(whole, config.model) if isinstance(config.model, NextItemConfig) else whole
     lengths = counted.lengths.astype(np.int64)
     counts = counted.counts.astype(np.float64)
     if empty:
@@ -167,7 +171,8 @@ def _with_empty(
         ASSUMED_BYTES_PER_EVENT,
         assumptions,
         # The last event of a history is a target only.
-        facts_of(used, num_items + 1, float(counts @ lengths / counts.sum()) + 1.0),
+        facts_of(used, num_items + 1, whole.num_events / float(counts.sum()) + 1.0),
+        share_kept=counted.num_events / whole.num_events if whole.num_events else 1.0,
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.attention.candidates import ROW_SIZE, lay_out_candidates
 from models.attention.tiled import UNIT_KEPT
-from models.costs import Histories
+from models.histories import Histories
 from models.ranking import costs
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.costs import (
@@ -61,6 +61,8 @@ FORMS: dict[str, dict[str, Any]] = {
         },
     },
     "pooled encoder": {"kind": "hstu", "encoder": {**TWO_HEADS, "pooling": "attention", "user_tower": [2]}},
+    "norms of candidates": {"kind": "hstu", "encoder": {**TWO_HEADS, "candidate_norms": True, "num_blocks": 2}},
+    "norms of candidates of bst": {"kind": "bst", "encoder": {**TWO_HEADS, "candidate_norms": True}},
     "norm of inputs": {"kind": "bst", "encoder": {**TWO_HEADS, "input_norm": True}},
     "dcn": {"kind": "pooled", "crossing": {"kind": "dcn_v2", "rank": 3, "num_layers": 2}},
     "fm": {"kind": "pooled", "crossing": {"kind": "fm", "rank": 3}},

@@ -12,6 +12,7 @@ from tests.settings.observations.models import (
     masked_last_only,
     masked_share,
     num_blocks,
+    num_targets,
     request_seconds,
     saved_numbers,
     told,
@@ -25,10 +26,25 @@ EVENT_FEATURES = {
 }
 BERT = {"model.encoder.kind": "bert4rec", "model.encoder.attention.num_heads": 2}
 NOTHING: Settings = {}
+HSTU_RANKER = {"model.kind": "hstu"}
+TWO_BLOCKS = {"model.encoder.num_blocks": 2}
+TRUNCATED = {**TWO_BLOCKS, "model.encoder.truncate_after": 1, "model.encoder.truncate_to": 4}
 
 INPUTS = (
     Entry("model.max_history", 3, longest_history, 3),
     Entry("model.max_history", 1, loss, world="impressions"),
+    Entry("model.later_targets", 2, loss),
+    Entry(
+        "model.later_targets",
+        2,
+        base={"train.catalogue_workers": 2},
+        refused="exchanges the targets of the next events",
+    ),
+    Entry("model.later_targets", 1, base=BERT, refused="this model restores masked events"),
+    Entry("model.later_weight", 0.1, loss, base={"model.later_targets": 2}),
+    Entry("model.stochastic_length", 1.0, num_targets),
+    Entry("model.stochastic_length", 1.0, base=BERT, refused="needs those around them"),
+    Entry("model.stochastic_length", 0.01, longest_history, 1),
     Entry(
         "model.inputs.event_features",
         ["number"],
@@ -78,6 +94,12 @@ ENCODER = (
     Entry("model.encoder.num_blocks", 2, loss),
     Entry("model.encoder.heads_by_block", [1, 0], num_blocks, 1, base={"model.encoder.num_blocks": 2}),
     Entry("model.encoder.heads_by_block", [1], loss, base={"model.encoder.attention.num_heads": 2}),
+    Entry("model.encoder.truncate_after", 1, loss, base=TWO_BLOCKS, besides={"model.encoder.truncate_to": 2}),
+    Entry("model.encoder.truncate_after", 1, num_targets, base=TWO_BLOCKS, besides={"model.encoder.truncate_to": 2}),
+    Entry("model.encoder.truncate_after", 2, loss, base={**TRUNCATED, "model.encoder.num_blocks": 3}),
+    Entry("model.encoder.truncate_to", 2, loss, base=TRUNCATED),
+    Entry("model.encoder.truncate_to", 6, base=TRUNCATED, refused="must be below max_history = 6"),
+    Entry("model.encoder.truncate_after", 2, base=TRUNCATED, refused="leaves no deeper block of num_blocks = 2"),
     Entry("model.encoder.positions", "rotary", loss),
     Entry("model.encoder.positions", "none", loss),
     Entry("model.encoder.positions_from", "newest", loss),
@@ -87,6 +109,15 @@ ENCODER = (
     Entry("model.encoder.norm", "rms_norm", loss),
     Entry("model.encoder.norm_place", "post", loss),
     Entry("model.encoder.final_norm", False, loss),
+    Entry("model.encoder.candidate_norms", True, loss, base=HSTU_RANKER, world="impressions"),
+    Entry("model.encoder.candidate_norms", True, refused="encoder.candidate_norms = true is for rankers"),
+    Entry(
+        "model.encoder.candidate_norms",
+        True,
+        base={"model.kind": "din", "model.encoder.num_blocks": 1},
+        world="impressions",
+        refused="needs candidates that pass through the blocks",
+    ),
     Entry("model.encoder.residual_gate", True, loss),
     Entry("model.encoder.feed_forward", "relu", loss),
     Entry("model.encoder.feed_forward_multiple", 2, hidden_width, 16),

@@ -133,6 +133,11 @@ def longest_history(lab: Lab, config: Config) -> int:
     return int(model_of(lab, config).batch.layout.offsets.diff().max())
 
 
+def num_targets(lab: Lab, config: Config) -> int:
+    """Return the number of targets of the first batch."""
+    return int(model_of(lab, config).batch.num_targets)
+
+
 def told(lab: Lab, config: Config) -> dict[str, list[str]]:
     """Return the inputs of the model besides items, by owner."""
     model = model_of(lab, config)

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from models.costs import Histories, Workload, costs_of
+from models.costs import Workload, costs_of
+from models.histories import Histories
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.attention.candidates import CandidateContext
 from models.attention.config import POINTWISE
+from models.attention.layer import Attention
 from models.attention.maps import RecordedLayer, maps_of, recorded_layers
 from models.encoders.pooling import AttentionPooling
 from tests.support.explained_models import FORMS, Case, case_of
@@ -43,6 +44,12 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
     parts = maps_of(layer, offsets)
     num_events = int(offsets[-1])
     lengths = offsets.diff().tolist()
+    kept = lengths
+    if not is_target and context.events is not None:
+        value = torch.zeros((num_events, *value.shape[1:])).index_copy(0, context.events, value)
+        kept = context.lengths.tolist()
+    elif not is_target and context.outputs == "newest":
+        kept = [min(length, context.most_chosen) for length in lengths]
     pieces = []
     for maps in parts:
         heads = maps.num_heads
@@ -54,7 +61,8 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
                 if not length:
                     continue
                 queries = length if queries > 1 or length == 1 else 1
-            weights = maps.weights[history, :, :queries, :length].unflatten(0, (len(maps.channels), heads))
+            first = length - kept[history] if queries == length else 0
+            weights = maps.weights[history, :, first:queries, :length].unflatten(0, (len(maps.channels), heads))
             seen = torch.einsum("chqk,khv->qchv", weights, every[start : start + length])
             if maps.own is not None:
                 own = maps.own[history, :, :queries].unflatten(0, (len(maps.channels), heads))
@@ -62,7 +70,8 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
             pieces.append(seen)
     seen = torch.cat(pieces)
     if getattr(module, "num_maps", 1) == 1:
-        return module.output_of(seen, gate)
+        events = (context.num_output_events,) if isinstance(module, Attention) else ()
+        return module.output_of(seen, gate, *events)
     normed = module.head_norm(seen) * (1.0 - module._initial_share)
     return module.attention_output(normed.flatten(1))
 
@@ -93,6 +102,10 @@ def check_sums(layer: RecordedLayer, parts: list[Any], offsets: Tensor) -> None:
             total = total + maps.own[:, : maps.num_heads]
         query = torch.arange(total.shape[2])
         has_query = (query < lengths[:, None]) if not maps.is_candidate else (lengths[:, None] >= 0)
+        if total.shape[2] > 1 and getattr(layer.context, "events", None) is not None:
+            has_query = has_query & (query >= (lengths - layer.context.lengths)[:, None])
+        if getattr(layer.context, "outputs", "all") == "newest":
+            has_query = has_query & (query >= (lengths - layer.context.most_chosen)[:, None])
         sees = has_query & ((lengths[:, None] > 0) | (maps.own is not None))
         if isinstance(layer.context, CandidateContext):  # a search by category can select nothing
             sees = sees & (maps.weights.abs().sum(dim=(1, 3)) > 0)

@@ -29,6 +29,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "differential": {"attention": {**HEADS, "differential": True, **BIASES, "temperature": "learned"}},
     "rotary": {"kind": "ligr", "positions": "rotary", "attention": {**HEADS, "normalisation": "entmax15"}},
     "window": {"attention": {**HEADS, "window": 3, "num_global": 1, "bias": "position"}},
+    "truncated": {"kind": "hstu", "attention": {**HEADS, "bias": "both"}, "truncate_after": 1, "truncate_to": 4},
+    "norms of candidates": {"kind": "hstu", "attention": {**HEADS, "bias": "both"}, "candidate_norms": True},
 }
 # Of three blocks, some heads of the first and the last are pruned. Heads 0 and 1 share keys in one form.
 SOME_HEADS: Kept = {1: [2, 3], 2: [0, 1, 2, 3], 3: [0, 1]}

@@ -24,5 +24,6 @@ Files:
     queries.py            queries of an evaluation: histories and targets of rows
     row_groups.py         row groups as packed arrays
     shares.py             a rank's share of each step, for both tasks
+    stochastic_length.py  events that training keeps of a long history
     target_counts.py      how often each item is a target, for logq = "counts"
 """

@@ -29,6 +29,7 @@ from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps, steps_of_chunk
+from trainer.data.stream.stochastic_length import kept_events, shortened_length
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,26 @@ class JaggedHistories:
         targets = np.where(masked, self.targets, UNKNOWN_ID)
         return replace(self, items=items, targets=targets, masked=masked)
 
+    def kept(self, is_kept: np.ndarray) -> "JaggedHistories":
+        """Return the histories with these events only, (N,) bool. The target of an event stays the same."""
+        places = np.flatnonzero(is_kept)
+        before = np.concatenate(([0], np.cumsum(is_kept)))
+        times, target_times = (None if t is None else t[places] for t in (self.times, self.target_times))
+        return replace(
+            self,
+            offsets=before[self.offsets],
+            items=self.items[places],
+            targets=self.targets[places],
+            times=times,
+            target_times=target_times,
+            features=take_all(self.features, places),
+        )
+
+    def with_targets_of_newest(self, number: int) -> "JaggedHistories":
+        """Leave only the targets of the `number` newest events of each history."""
+        from_end = np.repeat(self.offsets[1:], np.diff(self.offsets)) - np.arange(self.items.size)
+        return replace(self, targets=np.where(from_end <= number, self.targets, UNKNOWN_ID))
+
 
 @dataclass(frozen=True)
 class TrainStream:
@@ -109,6 +130,10 @@ class TrainStream:
 
     def _step(self, packed: PackedStep[JaggedHistories]) -> Step[HistoryBatch]:
         batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
+        if self.model.encoder.truncate_to is not None:
+            # Laid out here, in the reader's thread, for the encoder.
+            for layout in [cut.layout for cut in batch.cuts] or [batch.layout]:
+                layout.newest(self.model.encoder.truncate_to)
         return Step(batch, packed.epoch, packed.before, packed.after)
 
     @contextmanager
@@ -171,11 +196,17 @@ class TrainStream:
         histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
+        seed = self.batches.seed
+        if self.model.stochastic_length is not None:
+            shortened = shortened_length(self.model.max_history, self.model.stochastic_length)
+            is_kept = kept_events(histories.row_ids, histories.offsets, shortened, seed, step.epoch)
+            histories = histories.kept(is_kept)
         if self.model.masks_items:
             masking = self.model.masking
-            seed = self.batches.seed
             masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
             histories = histories.with_masks(masked)
+        if self.model.encoder.truncate_to is not None:
+            histories = histories.with_targets_of_newest(self.model.encoder.truncate_to)
         whole = self._draws is None
         negatives = NOTHING
         if self._draws is not None:

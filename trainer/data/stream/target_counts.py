@@ -1,7 +1,8 @@
 """Target frequencies: how often each item is a target in an epoch, which is how often draws from targets return it.
 
 This differs from its occurrences in the training part. The first event of a history is no target. Of a long history
-only the most recent events may be targets. Masked items are targets where they are masked.
+only the most recent events may be targets, and with truncation only the most recent ones of each example. Masked items
+are targets where they are masked. With stochastic length an event is a target in a part of the epochs.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from trainer.data.stream.columns import stretches
 from trainer.data.stream.masking import mask_probabilities
 from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import RowGroupReader
+from trainer.data.stream.stochastic_length import shortened_length, target_probabilities
 
 UNITS = 1 << 20  # units of one target: counts are whole numbers, so that sums do not depend on their order
 
@@ -41,13 +43,18 @@ def _targets_of(packed: PackedHistories, config: NextItemConfig, windows: bool) 
         first = np.maximum(first, last - config.max_history)
     places, offsets = stretches(first, np.maximum(first, last))
     items = packed.items.take(places)
-    if not config.masks_items:
-        return items, np.full(items.size, UNITS)
     lengths = np.diff(offsets)
     example = np.repeat(np.arange(lengths.size), lengths)
     from_end = offsets[1:][example] - np.arange(items.size)  # 1 for the last event of a history
     # Windows are counted from the most recent one; only the oldest of a history is shorter.
     window = (from_end - 1) // config.max_history
     length = np.minimum(config.max_history, lengths[example] - window * config.max_history)
-    is_last = from_end == window * config.max_history + 1
+    from_end -= window * config.max_history
+    newest = config.encoder.truncate_to
+    if config.stochastic_length is not None:
+        shortened = shortened_length(config.max_history, config.stochastic_length)
+        return items, np.rint(target_probabilities(length, from_end, shortened, newest) * UNITS)
+    if not config.masks_items:
+        return items, np.where(from_end <= (newest or config.max_history), UNITS, 0)
+    is_last = from_end == 1
     return items, np.rint(mask_probabilities(length, is_last, config.masking) * UNITS)

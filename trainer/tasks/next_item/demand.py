@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.config import NextItemConfig
 from models.objectives.config import FullSoftmaxConfig, InBatchNegatives, SampledObjectiveConfig
 from trainer.config.train import TrainConfig
+from trainer.data.stream.stochastic_length import expected_lengths, shortened_length
 from trainer.tasks.demand import DatasetFacts, StepDemand, expected_distinct, histories_per_rank
 
 
@@ -32,6 +35,10 @@ class NextItemDemand:
         mean_events = longest if facts is None else min(longest, facts.mean_events)
         num_inputs = mean_events - 1
         histories = histories_per_rank(train, num_workers, num_inputs)
+        if self.config.stochastic_length is not None:
+            shortened = shortened_length(self.config.max_history, self.config.stochastic_length)
+            num_inputs = float(expected_lengths(np.asarray([num_inputs]), shortened)[0])
+            mean_events = num_inputs + 1
         items = float(num_items)
         objective = self.config.objective
         if isinstance(objective, SampledObjectiveConfig):

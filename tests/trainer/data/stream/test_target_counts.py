@@ -23,6 +23,7 @@ from trainer.global_batch.negatives import GlobalNegatives
 
 MAX_HISTORY = 4  # far fewer events than histories have
 MASKED = {"encoder": {"kind": "bert4rec"}, "masking": {"probability": 0.3, "last_probability": 0.2}}
+TRUNCATED = {"encoder": {"truncate_after": 1, "truncate_to": 3}}
 WHOLE = 10_000  # examples: the epoch is one batch
 KINDS = [{"kind": "in_batch"}, {"kind": "cross_rank"}, {"kind": "mixed", "uniform_share": 0.3}]
 
@@ -80,6 +81,24 @@ def test_counts_of_masked_items_are_those_of_an_average_epoch(dataset, long_hist
     expected = counts_of(dataset, config, long_histories) / UNITS * num_epochs
     assert masked.sum() == pytest.approx(expected.sum(), rel=0.01)
     np.testing.assert_array_less(np.abs(masked - expected), 5 * np.sqrt(expected + 1))
+
+
+@pytest.mark.parametrize("long_histories", ["recent", "windows"])
+def test_counts_of_truncated_models_are_those_of_the_newest_events(dataset, long_histories):
+    config = config_of(**TRUNCATED)
+    expected = targets_of_epochs(stream_of(dataset, config, long_histories), range(1))
+    np.testing.assert_array_equal(counts_of(dataset, config, long_histories), expected * UNITS)
+    assert expected.sum() < targets_of_epochs(stream_of(dataset, config_of(), long_histories), range(1)).sum()
+
+
+@pytest.mark.parametrize("long_histories", ["recent", "windows"])
+@pytest.mark.parametrize("encoder", [{}, TRUNCATED["encoder"]], ids=["whole", "truncated"])
+def test_counts_with_stochastic_length_are_those_of_an_average_epoch(dataset, long_histories, encoder):
+    config, num_epochs = config_of(stochastic_length=1.2, encoder=encoder), 300
+    sampled = targets_of_epochs(stream_of(dataset, config, long_histories), range(num_epochs))
+    expected = counts_of(dataset, config, long_histories) / UNITS * num_epochs
+    assert sampled.sum() == pytest.approx(expected.sum(), rel=0.01)
+    np.testing.assert_array_less(np.abs(sampled - expected), 5 * np.sqrt(expected + 1))
 
 
 @pytest.mark.parametrize("negatives", KINDS, ids=[kind["kind"] for kind in KINDS])
