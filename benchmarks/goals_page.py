@@ -53,13 +53,19 @@ def _peers() -> list[Goal]:
         for name, sides in speeds.items()
     ]
     name = "DIN with Dice, 20 impressions a user"
-    return [*goals, Goal(f"{name}: step, times DeepCTR-Torch's", "benchmark_ranking.json", _of("benchmark_ranking.json", name), 3.0)]
+    return [
+        *goals,
+        Goal(
+            f"{name}: step, times DeepCTR-Torch's", "benchmark_ranking.json", _of("benchmark_ranking.json", name), 3.0
+        ),
+    ]
 
 
 def _machine() -> list[Goal]:
     file = "benchmark_peak.json"
     names = {
-        precision: f"SASRec step, width 64, full softmax, {precision}, compiled" for precision in ("float32", "bfloat16")
+        precision: f"SASRec step, width 64, full softmax, {precision}, compiled"
+        for precision in ("float32", "bfloat16")
     }
     rows = {precision: _row(file, name) for precision, name in names.items()}
     gains = [half / full for half, full in zip(rows["bfloat16"]["ours"], rows["float32"]["ours"], strict=True)]
@@ -83,12 +89,19 @@ def _machine() -> list[Goal]:
 def _system() -> list[Goal]:
     checkpoint = "benchmark_checkpoint.json"
     goals = [
-        Goal(f"checkpoint, {kind}, {workers}, of bare files", checkpoint, _of(checkpoint, f"checkpoint, {kind}, {workers}"), 0.7)
+        Goal(
+            f"checkpoint, {kind}, {workers}, of bare files",
+            checkpoint,
+            _of(checkpoint, f"checkpoint, {kind}, {workers}"),
+            0.7,
+        )
         for kind in ("write", "restore")
         for workers in ("1 worker", "2 workers")
     ]
     loop = [
-        Goal(f"whole loop, {workers}, of a bare loop", "benchmark.json", _of("benchmark.json", f"train, {workers}"), 0.95)
+        Goal(
+            f"whole loop, {workers}, of a bare loop", "benchmark.json", _of("benchmark.json", f"train, {workers}"), 0.95
+        )
         for workers in ("1 worker", "2 workers")
     ]
     scaling = [

@@ -60,7 +60,7 @@ def _hash_in_parts(file: IO[bytes], digest: Hash, part_bytes: int = _PART_BYTES)
     buffers = [bytearray(part_bytes), bytearray(part_bytes)]
     # Both sides release Python's lock, so a disk and a processor work at the same time.
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
-        hashed: Future[None] | None = None
+        hashed: Future[object] | None = None
         for number in itertools.count():
             part = memoryview(buffers[number % 2])
             num_bytes = cast(io.RawIOBase, file).readinto(part)

@@ -11,6 +11,7 @@ from models.attention.blocks import AttentionContext
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.batches.jagged import layout_of
 from models.batches.micro_batches import parts_of, with_cuts
+from models.batches.transfer import to_device
 from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
@@ -199,7 +200,7 @@ def test_the_layout_of_the_newest_events_moves_with_that_of_all() -> None:
     assert newest.index.tolist() == kept_places(LENGTHS, KEPT)
     assert newest.layout.offsets.diff().tolist() == [min(length, KEPT) for length in LENGTHS]
     assert layout.newest(KEPT) is newest
-    moved = layout.to(torch.device("meta"))
+    moved = to_device(layout, torch.device("meta"))
     assert moved.newest(KEPT).layout.positions.is_meta
 
 
