@@ -1,7 +1,14 @@
 """Tables of the compiled kernels: every stored figure has its place."""
 
+import json
+from pathlib import Path
+
+from benchmarks import compiled
 from benchmarks.kernels_page import peak_table, softmax_table
+from benchmarks.pages import with_table
 from benchmarks.softmax import COMPILED, OURS
+
+ROOT = Path(__file__).parents[2]
 
 
 def softmax_row(form: str, ratio: float) -> dict[str, object]:
@@ -49,3 +56,9 @@ def test_steps_are_shown_without_and_with_kernels() -> None:
     assert lines[2:] == [
         "| width 64, full softmax, float32 | 40 | 0.40 (0.39 - 0.41) | 60 | 0.60 (0.59 - 0.61) | 100 |"
     ]
+
+
+def test_the_page_has_the_table_of_stored_comparisons_with_torch() -> None:
+    stored = json.loads((ROOT / "docs/results/benchmark_compiled.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/objectives.md").read_text(encoding="utf-8")
+    assert with_table(page, "compiled", compiled.table(stored)) == page

@@ -7,6 +7,7 @@ import json
 import os
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.contracts.test_days import progressive
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made
+from tests.support.rank_pool import RankPool
 from trainer.config.job import SILENT, Job
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.data.synthetic.impression_world import ImpressionConfig
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs/dlrmv4_synthetic.toml"
 DAY = 86_400
 BEGIN = 1_700_006_400  # midnight
-# Six days, of which four train: 17 steps of up to eight users.
+# Six days, of which four train: 11 steps of up to eight users. Days end after steps 1, 4, 8 and 11.
 LOG = ImpressionConfig(num_users=40, num_items=40, mean_impressions_per_user=30.0, time_span_seconds=6 * DAY)
 
 
@@ -48,8 +50,22 @@ def prepared(folder: Path, ray_session: None) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def undisturbed(rank_pool: RankPool, prepared: Path) -> Callable[[int], list[Any]]:
+    """Return a function that trains the recipe in whole-N on N ranks, once, and returns outcomes and fingerprints."""
+    done: dict[int, list[Any]] = {}
+
+    def run(world_size: int) -> list[Any]:
+        if world_size not in done:
+            job = job_in(prepared, f"whole-{world_size}")
+            done[world_size] = rank_pool.run(world_size, train_and_fingerprint, job)
+        return done[world_size]
+
+    return run
+
+
 def config_in(folder: Path, run: str) -> Config:
-    """Return the recipe with small batches, a checkpoint every three steps, and other folders and times."""
+    """Return the recipe with small batches, and other folders and times."""
     values: dict[str, Any] = tomllib.loads(
         RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(folder / "logs"))
     )
@@ -57,7 +73,7 @@ def config_in(folder: Path, run: str) -> Config:
     values["split"] |= {"validation_time": BEGIN + 4 * DAY, "test_time": BEGIN + 5 * DAY}
     values["train"] |= {"batch_size": 8, "log_every_steps": 1, "warmup_steps": 10}
     # Written before training continues, so that a rank that dies later has it.
-    values["checkpoint"] = {"every_steps": 3, "background": False}
+    values["checkpoint"]["background"] = False
     values["plan"] = {"measure": False}
     return check_config(values, "test")
 
@@ -94,15 +110,17 @@ def sample_logs(run_dir: Path, world_size: int) -> list[str]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("ending", ["killed", "stopped"])
-def test_a_run_that_ended_within_a_day_resumes_bit_identically(rank_pool, prepared, tmp_path, world_size, ending):
+def test_a_run_that_ended_within_a_day_resumes_bit_identically(
+    rank_pool, prepared, undisturbed, tmp_path, world_size, ending
+):
     """Weights, optimizer states, the ordered log of samples, losses and the evaluations of the days are the same."""
-    whole, pieces = (f"{ending}-{world_size}/{name}" for name in ("whole", "pieces"))
-    expected = rank_pool.run(world_size, train_and_fingerprint, job_in(prepared, whole))
+    whole, pieces = f"whole-{world_size}", f"{ending}-{world_size}"
+    expected = undisturbed(world_size)
     assert expected[0][0].reason == "finished"
     if ending == "killed":
-        # Of step 8, the last two are lost: the newest checkpoint is that of step 6.
+        # The newest checkpoint is that of step 5, so two steps are lost.
         with pytest.raises(RuntimeError, match="injected fault"):
-            rank_pool.run(world_size, die_at, job_in(prepared, pieces), 8, str(tmp_path / "faults.json"))
+            rank_pool.run(world_size, die_at, job_in(prepared, pieces), 7, str(tmp_path / "faults.json"))
     else:
         assert rank_pool.run(world_size, train_and_fingerprint, job_in(prepared, pieces), 7)[0][0].reason == "stopped"
     assert day_of_newest_checkpoint(prepared / pieces)["trained"] > 0, "the run was to end within a day"
@@ -114,15 +132,17 @@ def test_a_run_that_ended_within_a_day_resumes_bit_identically(rank_pool, prepar
     assert [row["day"] - BEGIN // DAY for row in one] == [1, 2, 3, 4]
 
 
-def test_on_other_numbers_of_workers_each_user_is_trained_once_a_day_in_the_same_batches(rank_pool, prepared):
-    rank_pool.run(1, train_and_fingerprint, job_in(prepared, "one"))
+def test_on_other_numbers_of_workers_each_user_is_trained_once_a_day_in_the_same_batches(
+    rank_pool, prepared, undisturbed
+):
+    undisturbed(1)
     assert rank_pool.run(2, train_and_fingerprint, job_in(prepared, "moved"), 7)[0][0].reason == "stopped"
     assert day_of_newest_checkpoint(prepared / "moved")["trained"] > 0
     first = global_batches(prepared / "moved", 2)
     rank_pool.run(3, train_and_fingerprint, job_in(prepared, "moved"))
     batches = global_batches(prepared / "moved", 3)
     assert first == batches[:7]
-    assert batches == global_batches(prepared / "one", 1)
+    assert batches == global_batches(prepared / "whole-1", 1)
     trained = [example for batch in batches for example in batch]
     assert set(Counter(trained).values()) == {1}
     days = [example // WINDOW_STEP for example in trained]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.attention.blocks import AttentionContext
+from models.attention.traceable import last_rows, traceable_layout
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.batches.jagged import layout_of
 from models.batches.micro_batches import parts_of, with_cuts
@@ -119,6 +120,18 @@ def test_the_last_events_are_encoded_as_among_all(form: str) -> None:
     expected = encoder(events(sum(LENGTHS)), context)[0][lasts]
     actual = encoder(events(sum(LENGTHS)), context, only_last=True)[0]
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_traceable_layout_gives_the_same_last_events(form: str) -> None:
+    """Also for histories that are shorter than the kept events, where padding follows the last one."""
+    lengths = [length for length in LENGTHS if length]
+    encoder, context = encoder_of(form), context_of(lengths)
+    layout = traceable_layout(context.layout.offsets, sum(lengths), torch.arange(max(lengths) + 2))
+    traced = AttentionContext(layout, context.times, context.request_times)
+    output = encoder(events(sum(lengths)), traced)[0][last_rows(layout, encoder.config.truncate_to)]
+    expected = encoder(events(sum(lengths)), context, only_last=True)[0]
+    torch.testing.assert_close(output, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_older_events_reach_an_output_through_the_whole_blocks_alone() -> None:

@@ -30,7 +30,11 @@ TRAINED = State(11, Position(1, 24), Best(0.5, 8, 1), skipped_steps=2, skipped_i
 
 def batches_of(steps: int) -> GlobalBatches:
     """Return batches of which every epoch has as many steps, counted up to a limit."""
-    counted = SimpleNamespace(num_steps=lambda epoch, limit: steps if limit is None else min(steps, limit))
+
+    def count(epoch: int | None, limit: int | None) -> int:
+        return steps if limit is None else min(steps, limit)
+
+    counted = SimpleNamespace(count_steps=count)
     return cast(GlobalBatches, counted)
 
 
