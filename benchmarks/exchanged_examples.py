@@ -1,6 +1,6 @@
 """Batches of a budget of events: ranks that exchange examples, compared with ranks that read everything.
 
-`python -m benchmarks.exchanged_examples` measures an epoch of packed batches with 1, 2 and 4 processes of one thread, and stores
+`python -m benchmarks.exchanged_examples` measures an epoch of packed batches with 1 and 2 processes of one thread, and stores
 the figures. `--page` only writes their table into docs/data.md. Both sides have the same batches and shares, in turns. Files are in
 the page cache, so times are those of decoding and exchange, not of a storage.
 """
@@ -45,16 +45,16 @@ from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 RESULTS, PAGE = Path("docs/results/exchanged_examples.json"), Path("docs/data.md")
-NUM_USERS, NUM_ITEMS, NUM_PARTS = 50_000, 20_000, 5
+NUM_USERS, NUM_ITEMS, NUM_PARTS = 10_000, 20_000, 2
 MEAN_EVENTS, LONGEST = 100, 200  # lengths are log-normal
 TOKENS_PER_RANK = 8_192
-WORLD_SIZES = (1, 2, 4)
+WORLD_SIZES = (1, 2)
 SIDES = ("exchanged", "whole")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Exchanged examples, compared with ranks that read everything.")
-    parser.add_argument("--turns", type=int, default=5, help="measured epochs of each side")
+    parser.add_argument("--turns", type=int, default=3, help="measured epochs of each side")
     parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
     arguments = parser.parse_args()
     if not arguments.page:
@@ -121,6 +121,11 @@ def write_dataset(folder: Path) -> None:
 def measure(world_size: int, turns: int, folder: Path) -> dict[str, Any]:
     """Return the figures of a number of ranks."""
     multiprocessing.spawn(_rank, (world_size, turns, str(folder)), nprocs=world_size)
+    return merged(world_size, folder)
+
+
+def merged(world_size: int, folder: Path) -> dict[str, Any]:
+    """Return the figures of a number of ranks from those of each rank."""
     ranks = [json.loads((folder / f"{world_size}-{rank}.json").read_text()) for rank in range(world_size)]
     by_step = np.asarray([rank["by_step"] for rank in ranks])
     return {

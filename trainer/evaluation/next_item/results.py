@@ -172,7 +172,7 @@ def count_targets(merged: MergedRows) -> TargetCounts:
 
 
 def _figures(merged: MergedRows, evaluated: Evaluated, prefix: str, num_targets: int) -> Figures:
-    """Return all metrics of the model, or of the baseline whose columns have this prefix."""
+    """Return all metrics of the model, or of the baseline with columns of this prefix."""
     ks = evaluated.config.ks
     each = evaluated.config.targets == "each"
     length = merged.list_size(f"{prefix}top_items")

@@ -156,11 +156,13 @@ def test_ranks_beyond_the_streams_read_shared_row_groups(config: Path) -> None:
 
 def test_a_budget_of_events_is_read_once_and_exchanged(config: Path) -> None:
     """The bytes that a worker reads do not grow with workers. Those that it exchanges take time."""
-    budget = ["--set", "train.batch_tokens=4000", "--device", "cuda"]
+    budget = ["--set", "train.batch_tokens=4000"]
     few, many = simulated(config, "--workers", "8,1024", *budget)["points"]
     assert many["read_bytes"] == pytest.approx(few["read_bytes"])
-    fixed = simulated(config, "--workers", "1024", "--device", "cuda")["points"][0]
-    assert many["parts"]["exchange"] > fixed["parts"]["exchange"]
+    wide = ["--workers", "8", "--set", "simulation.storage.bytes_per_event=900"]
+    assert simulated(config, *wide, *budget)["points"][0]["parts"]["exchange"] > few["parts"]["exchange"]
+    plain, of_wide = (simulated(config, "--workers", "8", *more)["points"][0] for more in ([], wide))
+    assert of_wide["parts"]["exchange"] == plain["parts"]["exchange"]  # of batches of a number of examples
 
 
 # A value of each constant that changes a figure of the simulation below.

@@ -16,7 +16,7 @@ def count_steps(order: EpochOrder | None, lengths: ExampleLengths, budget: int, 
         lengths: the lengths of examples.
         budget: most input events of a batch.
         limit: the count at which it stops.
-        size: number of examples whose lengths are asked for at a time.
+        size: number of examples of which lengths are asked for at a time.
     """
     nothing = np.zeros(0, dtype=np.int64)
     held = nothing

@@ -42,7 +42,7 @@ class ExampleLengths:
 
 
 def ranges_of(num_groups: int, world_size: int) -> np.ndarray:
-    """Return the bounds of the row groups whose lengths each rank keeps, (ranks + 1,) int64. Ranges avoid opening many files."""
+    """Return the bounds of the row groups of which each rank keeps lengths, (ranks + 1,) int64. A range is in few files."""
     bounds: np.ndarray = np.arange(world_size + 1, dtype=np.int64) * num_groups // world_size
     return bounds
 

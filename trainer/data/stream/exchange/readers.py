@@ -1,4 +1,4 @@
-"""The rank that reads each row group in an epoch, for batches whose examples are exchanged. Imports no torch.
+"""The rank that reads each row group in an epoch, if ranks exchange examples. Imports no torch.
 
 Row groups are read in their permuted order, one of each stream at a time. So the order is cut into blocks of about as many row
 groups as are read at a time, and each block is dealt evenly. Within a block the row group with most work goes to the rank with

@@ -1,4 +1,4 @@
-"""Training steps whose examples the ranks exchange.
+"""Training steps with examples that the ranks exchange.
 
 Three things run at the same time: one thread reads and packs the next round, one thread builds batches of the present round, and
 the consumer's thread trains. Only the consumer's thread calls collectives, always at the same step of every rank. So a rank that
