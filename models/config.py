@@ -93,7 +93,7 @@ class NextItemConfig(ModelConfig):
         gt=0.0,
         lt=2.0,
         description="exponent alpha of HSTU's stochastic length: in training a history of n events, more than m = "
-        "max_history^(alpha / 2), keeps m of them, other ones in each epoch, or all with probability (m / n)^2. Default: all",
+        "max_history^(alpha / 2), keeps m of them, other ones in each epoch, or all with probability (m / n)^2; default: all",
     )
 
     @model_validator(mode="after")

@@ -123,13 +123,13 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         ge=1,
         le=63,
         description="next-item models: number of blocks that encode the whole history. Deeper blocks receive only its truncate_to "
-        "newest events, and only these are targets in training. Default: no truncation",
+        "newest events, and only these are targets in training; default: no truncation",
     )
     truncate_to: int | None = Field(
         None,
         ge=1,
         le=65536,
-        description="number of newest events that the blocks after truncate_after receive",
+        description="number of newest events that the blocks after truncate_after receive; default: no truncation",
     )
     pooling: Literal["last", "attention"] = Field(
         "last",

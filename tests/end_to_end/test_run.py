@@ -15,6 +15,7 @@ import pytest
 
 from tests.end_to_end.commands import DEADLINE, Submitted, finish, refused, shoal, succeed
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import FILE_HASH
 
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -85,7 +86,7 @@ def _newest_step(run_dir: Path) -> int:
 def tensor_hashes(checkpoint: Path) -> dict[str, str]:
     """sha256 of the files that hold every weight, optimizer slot and step count: equal hashes are equal bits."""
     files = checkpoint_folder.verify(checkpoint).files
-    return {Path(name).name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
+    return {Path(name).name: entry[FILE_HASH] for name, entry in files.items() if name.endswith(".distcp")}
 
 
 def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:

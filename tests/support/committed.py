@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest
+from trainer.checkpoint.folder import FILE_HASH, CheckpointManifest
 from trainer.storage.files import hash_file
 
 
@@ -25,6 +25,6 @@ def commit_checkpoint(
         dataset_digest=dataset_digest,
         metrics=metrics or {},
         versions={},
-        files={file.name: {"sha256": hash_file(file), "num_bytes": file.stat().st_size}},
+        files={file.name: {FILE_HASH: hash_file(file, FILE_HASH), "num_bytes": file.stat().st_size}},
     )
     return checkpoint_folder.commit(attempt, manifest)

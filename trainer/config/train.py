@@ -140,8 +140,8 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     tf32: bool = Field(
         False,
-        description="round the factors of float32 matrix products to TF32 (10 bits after the point) in training on GPUs, whose "
-        "tensor cores then compute them. Sums and evaluation stay in float32",
+        description="float32 matrix products of training on GPUs take factors in TF32 (10 bits after the point), and tensor cores "
+        "compute them. Sums and evaluation stay in float32",
     )
     torch_compile: bool = Field(
         False,

@@ -29,6 +29,7 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
     ({"kind": "recommend", "done": 1, "total": 3, "owners": 40}, shoal.Progress("recommend", 1, 3, "40 lists")),
     ({"kind": "contributions", "done": 1, "total": 11}, shoal.Progress("prune", 1, 11, "evaluation 1/11")),
     ({"kind": "restart", "text": "rank 1 failed", "cause": "failure"}, shoal.Restarted("rank 1 failed", "failure")),
+    ({"kind": "evaluation_restart", "text": "rank 0 died", "trace": ""}, None),  # a warning follows it
     (
         {"kind": "recovered", "seconds": 12.0, "parts": {}, "steps": 1, "rows": 64},
         shoal.Message("training again after 12.0 s; 1 step (64 rows) trained again"),

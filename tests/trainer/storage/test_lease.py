@@ -125,7 +125,7 @@ with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
         with lease.leased(path_of("s3://bucket/runs/demo"), "one"):
             for name in store.names():
                 del store.objects[name]
-            time.sleep(20.0)
+            time.sleep(40.0)
     except KeyboardInterrupt:
         print("interrupted")
 """
@@ -135,6 +135,7 @@ with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
 def test_a_command_without_its_lease_ends_at_once_and_a_program_is_interrupted(
     handler: str, code: int, said: str
 ) -> None:
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", ENDED.format(handler=handler)],
         cwd=Path(__file__).parents[3],
@@ -142,5 +143,7 @@ def test_a_command_without_its_lease_ends_at_once_and_a_program_is_interrupted(
         text=True,
         timeout=60.0,
     )
+    seconds = time.monotonic() - started
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert "s3://bucket/runs/demo: the lease of this process was lost" in done.stderr
+    assert seconds < 40.0, "the program slept to its end"

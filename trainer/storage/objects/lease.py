@@ -10,7 +10,6 @@ that finds its lease removed, or cannot renew it for so long, ends its own proce
 those of the storage.
 """
 
-import _thread
 import json
 import os
 import random
@@ -184,7 +183,9 @@ def _end_this_process(folder: ObjectPath) -> None:
     )
     if callable(signal.getsignal(signal.SIGTERM)):  # a command; its handler would save a checkpoint first
         os._exit(1)
-    _thread.interrupt_main()
+    main = threading.main_thread().ident
+    if main is not None and callable(signal.getsignal(signal.SIGINT)):
+        signal.pthread_kill(main, signal.SIGINT)  # which ends a wait; an interrupt that Python simulates comes after it
 
 
 def _machine() -> str:
