@@ -1,6 +1,7 @@
-"""Tables of stored checkpoints, soak and recovery: `python -m benchmarks.reliability_page` writes them into the docs.
+"""Tables of stored checkpoints, soak, recovery and nodes: `python -m benchmarks.reliability_page` writes them into the docs.
 
-`--recovery RUN --machine TEXT` first stores the restarts of a run folder of `tests/end_to_end/test_recovery.py`.
+`--recovery RUN --machine TEXT` first stores the restarts of a run folder of `tests/end_to_end/test_recovery.py`, and `--nodes RUN`
+those of `tests/end_to_end/test_nodes.py`.
 """
 
 import argparse
@@ -13,9 +14,14 @@ from typing import Any
 from benchmarks.pages import markdown, ratio_text, with_table
 
 SOAK, RECOVERY = Path("docs/results/soak.json"), Path("docs/results/recovery.json")
-CHECKPOINTS = Path("docs/results/benchmark_checkpoint.json")
+CHECKPOINTS, NODES = Path("docs/results/benchmark_checkpoint.json"), Path("docs/results/nodes.json")
 PAGE, PAGE_OF_RESULTS = Path("docs/reliability.md"), Path("docs/results.md")
 ACTIONS = {"kill": "SIGKILL", "stop": "SIGSTOP", "exception": "exception"}
+EVENTS = {
+    "preemption": "node taken back, 2 workers to 1",
+    "resize": "node added, 1 worker to 2",
+    "failure": "node lost, 2 workers to 1",
+}
 # Columns of the table of recovery, and the parts that each one adds up.
 PARTS = {
     "detection": ("detection",),
@@ -39,10 +45,13 @@ def main() -> None:
     parser.add_argument(
         "--recovery", type=Path, help="store the restarts of this run folder, with faults.json in the folder above it"
     )
+    parser.add_argument("--nodes", type=Path, help="store the restarts of this run folder, of lost and added nodes")
     parser.add_argument("--machine", default="", help="the machine of these restarts, and its load")
     arguments = parser.parse_args()
     if arguments.recovery is not None:
         store_recovery(arguments.recovery, arguments.machine)
+    if arguments.nodes is not None:
+        store_nodes(arguments.nodes, arguments.machine)
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE_OF_RESULTS.write_text(with_checkpoints(PAGE_OF_RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -64,10 +73,21 @@ def store_recovery(run: Path, machine: str) -> None:
     RECOVERY.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
+def store_nodes(run: Path, machine: str) -> None:
+    """Store the restarts of a run with lost and added nodes."""
+    restarts = [json.loads(line) for line in (run / "restarts.jsonl").read_text(encoding="utf-8").splitlines()]
+    known = ("cause", "seconds", "parts", "steps", "rows", "text")
+    rows = [{name: restart[name] for name in known} for restart in restarts]
+    test = "tests/end_to_end/test_nodes.py: two nodes, one drained, one added, one lost; one worker on each"
+    values = {"test": test, "machine": machine, "restarts": rows}
+    NODES.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
 def with_tables(text: str) -> str:
     """Return the page with the tables of the stored results."""
     text = with_table(text, "soak", soak(json.loads(SOAK.read_text(encoding="utf-8"))))
-    return with_table(text, "recovery", recovery(json.loads(RECOVERY.read_text(encoding="utf-8"))))
+    text = with_table(text, "recovery", recovery(json.loads(RECOVERY.read_text(encoding="utf-8"))))
+    return with_table(text, "nodes", nodes(json.loads(NODES.read_text(encoding="utf-8"))))
 
 
 def with_checkpoints(text: str) -> str:
@@ -94,6 +114,12 @@ def recovery(result: dict[str, Any]) -> str:
     columns = zip(*(map(float, line[1:]) for line in lines), strict=True)
     medians = [f"{statistics.median(column):.1f}" for column in columns]
     return markdown(["fault", "seconds to training again", *PARTS, "rows again"], [*lines, ["median", *medians]])
+
+
+def nodes(result: dict[str, Any]) -> str:
+    """Return the seconds from each event of a node to training again, by part."""
+    lines = [[EVENTS[one["cause"]], *_seconds(one), f"{one['rows']}"] for one in result["restarts"]]
+    return markdown(["event", "seconds to training again", *PARTS, "rows again"], lines)
 
 
 def _seconds(restart: dict[str, Any]) -> list[str]:
