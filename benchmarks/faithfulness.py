@@ -142,7 +142,7 @@ def rounded(values: Any) -> Any:
 def trained_model(folder: Path) -> TrainedModel:
     """Load the best checkpoint of a run. Its dataset is where its config says."""
     config = load_config(str(folder / "config.json"), None)
-    return load_trained_model(job_of(config), checkpoint_folder.to_evaluate(folder / "checkpoints"))
+    return load_trained_model(job_of(config), checkpoint_folder.to_evaluate(folder / "checkpoints", print))
 
 
 def held_out(model: ExplainedNextItem, rows: np.ndarray | None, settings: Settings) -> Held:

@@ -53,7 +53,7 @@ def run_evaluate_stages(
         view: where progress is shown.
         other: the data to evaluate on; None: the run's own dataset.
     """
-    checkpoint = find_checkpoint(config, name)
+    checkpoint = find_checkpoint(config, name, view.on_event)
     check_model(checkpoint, config)
     folder = evaluation_folder(config, name, checkpoint)
     if other is not None:
@@ -130,13 +130,15 @@ def evaluate(
         raise
 
 
-def find_checkpoint(config: Config, name: str | None) -> StoredCheckpoint:
+def find_checkpoint(config: Config, name: str | None, on_event: OnEvent) -> StoredCheckpoint:
     """Return the named checkpoint ("step_000001000" or a path), else the best, else the newest; verified.
 
     Raises CheckpointError if it cannot be used, and if there is none of that name with the names that there are.
     """
     if name is None:
-        return checkpoint_folder.to_evaluate(config.run_dir / "checkpoints")
+        return checkpoint_folder.to_evaluate(
+            config.run_dir / "checkpoints", lambda text: on_event({"kind": "warning", "text": text})
+        )
     path = path_of(name) if "/" in name else config.run_dir / "checkpoints" / name
     return StoredCheckpoint(path, checkpoint_folder.verify(path))
 

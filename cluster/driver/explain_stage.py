@@ -52,7 +52,7 @@ def run_explain_stage(
         view: where progress is shown.
     """
     check_options(config, options)
-    checkpoint = find_checkpoint(config, name)
+    checkpoint = find_checkpoint(config, name, view.on_event)
     manifest = read_manifest(config.dataset_dir)
     target = (config.run_dir / FOLDER if out is None else out).resolve()
     selection = select(options.method, read_faithfulness(target, checkpoint.path.name, manifest.digest))

@@ -1,5 +1,6 @@
 """Export of a run's model, as the command and the Python API make it."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def _find(path: Path, checkpoint: str | None) -> tuple[Config, StoredCheckpoint]
         raise UserError(f"{folder}: is neither the folder of a run (with config.json) nor of a checkpoint in one")
     config = load_config(str(folder / "config.json"), None)
     if checkpoint is None:
-        return config, checkpoint_folder.to_evaluate(folder / "checkpoints")
+        return config, checkpoint_folder.to_evaluate(folder / "checkpoints", warnings.warn)
     own = folder / "checkpoints" / checkpoint
     return config, StoredCheckpoint(own, checkpoint_folder.verify(own))
 

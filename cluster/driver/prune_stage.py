@@ -62,7 +62,7 @@ def run_prune_stage(
     """
     manifest = read_manifest(config.dataset_dir)
     check_options(config, options, manifest)
-    checkpoint = find_checkpoint(config, name)
+    checkpoint = find_checkpoint(config, name, view.on_event)
     folder = (config.run_dir / FOLDER if out is None else out).resolve()
     metric = metric_for(config, options)
     measured = _measured(config, checkpoint, manifest, metric, workers, view)

@@ -57,7 +57,7 @@ def run_recommend_stage(
         given: the run's config with a dataset of given histories; None: those of the run's dataset.
     """
     check_options(config, options, given is not None)
-    checkpoint = find_checkpoint(config, name)
+    checkpoint = find_checkpoint(config, name, view.on_event)
     if given is not None:
         check_encoding(config, checkpoint, given)
         config = given

@@ -3,6 +3,7 @@
 Importing this module loads no torch; `load` does, which takes some seconds. Neither Ray nor a process group is started.
 """
 
+import warnings
 from pathlib import Path
 
 from cluster.config.run_config import job_of
@@ -45,7 +46,7 @@ def _find(path: Path, checkpoint: str | Path | None) -> tuple[Path, StoredCheckp
     """Return the run folder, and the verified checkpoint."""
     if (path / "config.json").exists():
         if checkpoint is None:
-            return path, checkpoint_folder.to_evaluate(path / "checkpoints")
+            return path, checkpoint_folder.to_evaluate(path / "checkpoints", warnings.warn)
         chosen = path_of(checkpoint) if "/" in str(checkpoint) else path / "checkpoints" / checkpoint
         return path, StoredCheckpoint(chosen, checkpoint_folder.verify(chosen))
     folder = path.resolve().parent.parent

@@ -90,7 +90,7 @@ def test_values_on_any_number_of_workers_are_those_of_one_process(
     for name, table in one.items():
         pd.testing.assert_frame_equal(table, two[name], rtol=1e-4, atol=1e-5)
     assert (manifest.num_users, manifest.num_without, manifest.num_questions) == (9, 0, 18)
-    trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints"))
+    trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints", print))
     model = explained_model(trained)
     rows = one["events"]
     best = shoal.load(events.run_dir).recommend(users=sorted(set(rows["user_id"])), k=2).to_pandas()
@@ -119,7 +119,7 @@ def test_values_on_any_number_of_workers_are_those_of_one_process(
 
 def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) -> None:
     """A head without values, which the output projection ignores, is a head without output."""
-    trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints"))
+    trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints", print))
     model = explained_model(trained)
     stored = StoredHistories(trained)
     history = stored.read(stored.users, np.arange(len(stored.users)))

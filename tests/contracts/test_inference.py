@@ -90,7 +90,7 @@ def trained_on(world: World, job: Job) -> Any:
     """Train, and return a model with the weights that evaluation uses. Collective."""
     trained(world, job)
     built = build_model(job, read_manifest(job.dataset_dir), world)
-    load_for_evaluation(to_evaluate(job.checkpoints_dir), built)
+    load_for_evaluation(to_evaluate(job.checkpoints_dir, print), built)
     return built
 
 

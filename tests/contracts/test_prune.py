@@ -56,7 +56,7 @@ def run_in(row: Row) -> Config:
 
 
 def model_of(config: Config) -> TrainedModel:
-    return load_trained_model(job_of(config), checkpoints.to_evaluate(config.run_dir / "checkpoints"))
+    return load_trained_model(job_of(config), checkpoints.to_evaluate(config.run_dir / "checkpoints", print))
 
 
 def evaluated(config: Config, pool: RankPool, number: int = 1) -> dict[str, float]:

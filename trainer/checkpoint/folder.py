@@ -253,8 +253,16 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     return best
 
 
-def to_evaluate(folder: Path) -> StoredCheckpoint:
-    """Return the best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError without any."""
+def to_evaluate(folder: Path, warn: Callable[[str], object]) -> StoredCheckpoint:
+    """Return the best checkpoint if training chose one and it verifies, else the newest.
+
+    Args:
+        folder: The folder of checkpoints.
+        warn: Receives a message if the best one, or a newer one, cannot be used.
+
+    Raises:
+        CheckpointError: There is none that verifies.
+    """
     best = read_best(folder)
     complaints: list[str] = []
     if best is not None:
@@ -267,6 +275,8 @@ def to_evaluate(folder: Path) -> StoredCheckpoint:
     if checkpoint is None:
         detail = "; ".join(dict.fromkeys(complaints + more)) or "there is none"
         raise CheckpointError(f"checkpoints {folder}: no usable checkpoint ({detail}); run `shoal train` first")
+    for complaint in dict.fromkeys(complaints + more):
+        warn(f"{complaint}; {checkpoint.path.name} is used instead")
     return checkpoint
 
 

@@ -144,7 +144,7 @@ def check_tools(config: Config, store: Store) -> None:
     with pytest.raises(UserError, match="this run is finished"):
         existing_run.describe_existing(config, "train")
     copied = existing_run.fork(config, path_of(f"{RUNS}/copy"))
-    assert checkpoint_folder.to_evaluate(copied.run_dir / "checkpoints").manifest.step == line.step
+    assert checkpoint_folder.to_evaluate(copied.run_dir / "checkpoints", print).manifest.step == line.step
     assert isinstance(copied.dataset_dir, ObjectPath)
     assert [n for n in store.names("bucket/runs/") if ".attempt" in n or "/parts/" in n or ".lease/" in n] == []
 

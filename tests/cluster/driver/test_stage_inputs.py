@@ -57,7 +57,7 @@ class Evaluations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_evaluated = self.num_reports = 0
         self.found = found_of()
-        monkeypatch.setattr(evaluate_stage, "find_checkpoint", lambda config, name: self.found)
+        monkeypatch.setattr(evaluate_stage, "find_checkpoint", lambda config, name, on_event: self.found)
         monkeypatch.setattr(evaluate_stage, "evaluate", self.evaluate)
         monkeypatch.setattr(evaluate_stage, "write_report", self.write_report)
 

@@ -21,7 +21,7 @@ from trainer.tasks import outputs
 def evaluated(lab: Lab, config: Config) -> Path:
     """Return the folder of an evaluation on the test split, without its page."""
     job = lab.see(trained, config).job
-    result, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
+    result, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir, print), job.run_dir / "evaluation" / "test"
     works.evaluate(works.EvaluationJob(job, result, {"test": folder / "parts"}), lab.world, SILENT)
     users = pq.read_table(folder / "parts" / "rank-0.parquet")
     with mock.patch.object(outputs, "write_report", return_value=None):

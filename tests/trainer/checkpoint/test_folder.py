@@ -259,8 +259,8 @@ def test_a_checkpoint_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_pa
 # What to evaluate
 
 
-def evaluated(folder: Path) -> StoredCheckpoint:
-    return checkpoint_folder.to_evaluate(folder)
+def evaluated(folder: Path, warn: Any = lambda text: None) -> StoredCheckpoint:
+    return checkpoint_folder.to_evaluate(folder, warn)
 
 
 def test_the_best_checkpoint_is_evaluated_otherwise_the_newest(tmp_path):
@@ -281,8 +281,14 @@ def test_the_newest_replaces_a_best_that_does_not_verify(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.write_best(tmp_path, 2, "ndcg@10", 0.5)
+    warnings: list[str] = []
+    assert evaluated(tmp_path, warnings.append).manifest.step == 2
+    assert warnings == []
     flip(tmp_path / "step_000000002" / ".metadata", 1)
-    assert evaluated(tmp_path).manifest.step == 3
+    assert evaluated(tmp_path, warnings.append).manifest.step == 3
+    assert len(warnings) == 1
+    assert "step_000000002: .metadata is corrupt" in warnings[0]
+    assert warnings[0].endswith("; step_000000003 is used instead")
 
 
 def test_no_checkpoint_to_evaluate_is_an_error_with_the_reason(tmp_path):

@@ -130,7 +130,7 @@ def test_retention_deletes_the_manifest_first_and_keeps_the_best(folder: Path, s
     retired = checkpoint_folder.retire(folder, 1, warnings.append)
     assert ([path.name for path in retired], warnings) == (["step_000000003", "step_000000001"], [])
     assert [path.name for path in checkpoint_folder.committed(folder)] == ["step_000000004", "step_000000002"]
-    assert checkpoint_folder.to_evaluate(folder).manifest.step == 2
+    assert checkpoint_folder.to_evaluate(folder, print).manifest.step == 2
     deleted = [line for line in store.log if line.startswith("delete") and "step_000000003" in line]
     assert deleted[0] == "delete bucket/run/checkpoints/step_000000003/manifest.json"
     assert not any("step_000000003" in name for name in store.names())
