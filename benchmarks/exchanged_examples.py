@@ -5,10 +5,8 @@ the figures. `--page` only writes their table into docs/data.md. Both sides have
 the page cache, so times are those of decoding and exchange, not of a storage.
 """
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, measure_and_publish, with_table
 from models.config import NextItemConfig
 from models.features.catalogue import Catalogue
 from sharding.config import VocabularyIdsConfig
@@ -53,19 +51,15 @@ SIDES = ("exchanged", "whole")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Exchanged examples, compared with ranks that read everything.")
-    parser.add_argument("--turns", type=int, default=3, help="measured epochs of each side")
-    parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
-    arguments = parser.parse_args()
-    if not arguments.page:
-        values: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-        with tempfile.TemporaryDirectory(prefix="shoal-bench-exchange-") as folder:
-            write_dataset(Path(folder) / "dataset")
-            values["load"] = os.getloadavg()[0]
-            values["rows"] = [measure(size, arguments.turns, Path(folder)) for size in WORLD_SIZES]
-        RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    stored = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), stored), encoding="utf-8")
+    description = "Exchanged examples, compared with ranks that read everything."
+    measure_and_publish(description, _measured, 3, (RESULTS, PAGE), with_tables)
+
+
+def _measured(turns: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-exchange-") as folder:
+        write_dataset(Path(folder) / "dataset")
+        load = os.getloadavg()[0]
+        return {"load": load, "rows": [measure(size, turns, Path(folder)) for size in WORLD_SIZES]}
 
 
 def with_tables(page: str, stored: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ class Rate:
     teraflops: float
     """FLOPs per second, in units of 10^12."""
     share: float
-    """Of the peak of a matrix product, measured in the same run."""
+    """The share of the peak of a matrix product that was measured in the same run."""
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import tempfile
-import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.memory import anonymous_bytes, peak_memory
 from benchmarks.pages import markdown, with_table
 from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
@@ -86,13 +86,13 @@ def figures_of(num_users: int, folder: Path) -> dict[str, int]:
     train_events = np.arange(NUM_ITEMS, 0, -1)
     config = EvaluateConfig(ks=[1, 5, 10, NUM_PLACES])
     pa.default_memory_pool().release_unused()
-    watch = _Watch()
-    merged = merge_parts(folder / "parts")
-    summary, columns = summarize(merged, Evaluated("test", "step", config, manifest, train_events, "all"))
-    results.write(folder, summary, merged, columns, pa.array(range(NUM_ITEMS)))
-    peak = watch.stop()
+    with peak_memory(anonymous_bytes, EVERY_SECONDS) as peak:
+        merged = merge_parts(folder / "parts")
+        summary, columns = summarize(merged, Evaluated("test", "step", config, manifest, train_events, "all"))
+        results.write(folder, summary, merged, columns, pa.array(range(NUM_ITEMS)))
+        peak_bytes = peak()
     value_bytes = sum(of.values.nbytes + (0 if of.weights is None else of.weights.nbytes) for of in columns.values())
-    return {"users": num_users, "peak_bytes": peak, "row_bytes": row_bytes, "value_bytes": value_bytes}
+    return {"users": num_users, "peak_bytes": peak_bytes, "row_bytes": row_bytes, "value_bytes": value_bytes}
 
 
 def write_parts(folder: Path, num_users: int) -> int:
@@ -128,33 +128,6 @@ def _rows(random: np.random.Generator, row_ids: np.ndarray) -> pa.Table:
         columns[f"{name}ranks"] = pa.ListArray.from_arrays(offsets, pa.array(ranks))
         columns[f"{name}top_items"] = pa.FixedSizeListArray.from_arrays(pa.array(items.astype(np.int32)), NUM_PLACES)
     return pa.table(columns)
-
-
-class _Watch:
-    """Observer of the memory of this process that is in no file."""
-
-    def __init__(self) -> None:
-        self._before = self._peak = _memory()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """Return the largest memory since the start, beyond that of the start."""
-        self._stopped.set()
-        self._thread.join()
-        return self._peak - self._before
-
-    def _look(self) -> None:
-        while not self._stopped.wait(EVERY_SECONDS):
-            self._peak = max(self._peak, _memory())
-
-
-def _memory() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status: no RssAnon; this benchmark needs Linux")
 
 
 if __name__ == "__main__":

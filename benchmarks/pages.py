@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,34 @@ def with_table(text: str, name: str, table: str) -> str:
 def ratio_text(row: Mapping[str, Any]) -> str:
     """Return the median and the spread of the ratios of a stored comparison."""
     return f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+
+
+def measure_and_publish(
+    description: str,
+    measure: Callable[[int], dict[str, Any]],
+    turns: int,
+    paths: tuple[Path, Path],
+    with_tables: Callable[[str, dict[str, Any]], str],
+) -> None:
+    """Run the command line of a benchmark of which the files are fixed: measure and store, then write the tables into the page.
+
+    Args:
+        description: of the command.
+        measure: returns the figures, given the number of turns. Machine and CPUs are stored with them.
+        turns: the default of that number.
+        paths: the file of the figures, and the page.
+        with_tables: returns the page with the tables of the figures.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--turns", type=int, default=turns, help="measured turns of each side")
+    parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
+    arguments = parser.parse_args()
+    results, page = paths
+    if not arguments.page:
+        machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        results.write_text(json.dumps({**machine, **measure(arguments.turns)}, indent=1) + "\n", encoding="utf-8")
+    stored = json.loads(results.read_text(encoding="utf-8"))
+    page.write_text(with_tables(page.read_text(encoding="utf-8"), stored), encoding="utf-8")
 
 
 def measure_or_show(

@@ -6,10 +6,7 @@ same for every number of ranks, so that the global batch grows. The whole copy i
 all counts, and each repeats the update.
 """
 
-import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,7 +22,7 @@ import torch.multiprocessing as multiprocessing
 from numpy.typing import NDArray
 
 from benchmarks import dynamic_ids
-from benchmarks.pages import markdown, ratio_text, with_table
+from benchmarks.pages import markdown, measure_and_publish, ratio_text, with_table
 from sharding.config import DynamicIdsConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import look_up_anywhere, observe, observe_shares
@@ -47,18 +44,16 @@ Int64 = NDArray[np.int64]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Dynamic ids divided over ranks, compared with whole copies.")
-    parser.add_argument("--turns", type=int, default=9, help="measured steps of each number of ranks")
-    parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
-    arguments = parser.parse_args()
-    if not arguments.page:
-        values: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-        values["rows"] = [measure(world_size, arguments.turns) for world_size in WORLD_SIZES]
-        values["evicting"] = [evicting_steps(num_rows) for num_rows in (1_000_000, 4_000_000)]
-        values["alone"] = [comparison.values() for comparison in dynamic_ids.compare(arguments.turns)]
-        RESULTS.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    stored = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), stored), encoding="utf-8")
+    description = "Dynamic ids divided over ranks, compared with whole copies."
+    measure_and_publish(description, _measured, 9, (RESULTS, PAGE), with_tables)
+
+
+def _measured(turns: int) -> dict[str, Any]:
+    return {
+        "rows": [measure(world_size, turns) for world_size in WORLD_SIZES],
+        "evicting": [evicting_steps(num_rows) for num_rows in (1_000_000, 4_000_000)],
+        "alone": [comparison.values() for comparison in dynamic_ids.compare(turns)],
+    }
 
 
 def with_tables(page: str, stored: dict[str, Any]) -> str:

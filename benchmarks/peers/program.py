@@ -1,4 +1,4 @@
-"""What the programs of all other tools share: arguments, and the time of batches under Lightning's trainer."""
+"""Arguments of the programs of other tools, and the time of batches under Lightning's trainer."""
 
 import argparse
 import json

@@ -25,9 +25,9 @@ class PairBuckets:
     """The bucket of the age of each pair of events of a history, for all layers of a batch."""
 
     buckets: Tensor
-    """Of each history with L events (L, L), one after another, uint8. Pairs with a later key are not set."""
+    """The buckets (L, L) of each history with L events, one after another, uint8. Pairs with a later key are not set."""
     first_pair: Tensor
-    """Where the pairs of each history begin, (B + 1,) int64."""
+    """The index of the first pair of each history, (B + 1,) int64."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class HostRows:
     """The rows of a step on the host, from which the ranks know the sizes of an exchange without waiting for their devices."""
 
     rows: Mapping[str, Tensor]
-    """By table (R,) int64 on the CPU, those on the device in the same order."""
+    """The row ids by table, (R,) int64 on the CPU, in the order of those on the device."""
     world: World
     """The ranks, for collectives of CPU tensors."""
 

@@ -19,9 +19,9 @@ from models.encoders.encoder import Encoder
 from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.ranking.config import RankingConfig
-from models.tables import TableSpec
 from tests.models.attention.forms import context_of
 from tests.models.encoders.test_encoder import CASES, CAUSAL, WIDTH, make_encoder
+from tests.support.random_models import looked_up, random_model
 
 LENGTHS = [7, 0, 1, 20, 3, 4, 3]
 KEPT = 4
@@ -175,16 +175,7 @@ def batch_of(lengths: list[int], newest: int | None) -> HistoryBatch:
 
 def model_of(**encoder: Any) -> NextItemModel:
     config = NextItemConfig.model_validate({"max_history": 24, "encoder": {"dropout": 0.0, **encoder}})
-    model = NextItemModel(config, [TableSpec("item", 30, WIDTH)], torch.device("cpu"))
-    model.initialize(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for number, weight in enumerate(model.parameters()):
-            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
-    return model.double()
-
-
-def looked_up(model: NextItemModel, batch: HistoryBatch) -> dict[str, Tensor]:
-    return {name: rows.double() for name, rows in model.look_up(batch.items).items()}
+    return random_model(config, 30, WIDTH)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [3, 2, 0, 4]], ids=str)

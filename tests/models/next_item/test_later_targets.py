@@ -15,8 +15,8 @@ from models.costs import Workload, costs_of, num_dense_parameters
 from models.features.catalogue import Catalogue
 from models.histories import Histories
 from models.next_item.model import NextItemModel
-from models.tables import TableSpec
 from tests.models.test_costs import products_in
+from tests.support.random_models import looked_up, random_model
 
 WIDTH, NUM_ITEMS, LENGTHS = 8, 12, [5, 0, 1, 7, 2]
 WEIGHT, NUMBER = 0.4, 3
@@ -33,16 +33,7 @@ def model_of(objective: dict[str, Any] | None = None, **given: Any) -> NextItemM
     values = {"max_history": 10, "later_targets": NUMBER, "later_weight": WEIGHT, **given}
     values["encoder"] = {"dropout": 0.0, **given.get("encoder", {})}
     config = NextItemConfig.model_validate({**values, "objective": objective or OBJECTIVES[0]})
-    model = NextItemModel(config, [TableSpec("item", NUM_ITEMS + 1, WIDTH)], torch.device("cpu"))
-    model.initialize(torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for number, weight in enumerate(model.parameters()):
-            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
-    return model.double()
-
-
-def looked_up(model: NextItemModel, batch: HistoryBatch) -> dict[str, Tensor]:
-    return {name: rows.double() for name, rows in model.look_up(batch.items).items()}
+    return random_model(config, NUM_ITEMS + 1, WIDTH)
 
 
 def batch_of(objective: dict[str, Any], learned: np.ndarray | None = None) -> HistoryBatch:

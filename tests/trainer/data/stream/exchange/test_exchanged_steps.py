@@ -172,7 +172,7 @@ def bytes_of_groups(folder: Path, manifest: Manifest) -> np.ndarray:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_each_rank_reads_its_part_of_the_bytes(rank_pool, tmp_path, world_size):
-    """Of one epoch. Every row group is read by one rank, and once."""
+    """Every row group of an epoch is read by one rank, and once."""
     manifest = tiny_dataset(tmp_path, num_users=600, num_parts=4, groups_per_part=20)
     sizes = bytes_of_groups(tmp_path, manifest)
     read = rank_pool.run(world_size, groups_of_one_epoch, tmp_path)

@@ -29,7 +29,7 @@ def imbalance(values: np.ndarray) -> float:
 @pytest.mark.parametrize("epoch", [0, 3])
 @pytest.mark.parametrize("streams", [64, 1024])
 def test_1024_ranks_read_even_shares_of_10000_row_groups(streams, epoch):
-    """Of row groups, of rows and of events. Each row group is read by one rank."""
+    """The shares of row groups, of rows and of events are even, and each row group is read by one rank."""
     rows, events = uneven(NUM_GROUPS)
     order = EpochOrder(tuple(rows.tolist()), seed=1, epoch=epoch, max_streams=streams)
     readers = readers_of(order.permuted, events, order.num_streams, MANY_RANKS)
