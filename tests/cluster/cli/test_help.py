@@ -132,7 +132,8 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
 
     monkeypatch.setattr("cluster.driver.evaluate_stage.evaluate", evaluate)
     monkeypatch.setattr(
-        "cluster.driver.evaluate_stage.find_checkpoint", lambda config, name: stored(checkpoints / (name or "step_2"))
+        "cluster.driver.evaluate_stage.find_checkpoint",
+        lambda config, name, on_event: stored(checkpoints / (name or "step_2")),
     )
     monkeypatch.setattr("cluster.driver.evaluate_stage.read_manifest", lambda folder: None)
     monkeypatch.setattr(
