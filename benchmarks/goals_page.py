@@ -14,7 +14,7 @@ from benchmarks.pages import markdown, with_table
 from benchmarks.peers.__main__ import QUESTIONS, ratios
 
 RESULTS, PAGE, MARK = Path("docs/results"), Path("docs/results.md"), "goals"
-OURS = "2 workers"
+OURS = "2 workers, compiled kernels"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _peers() -> list[Goal]:
     speeds = _read(file)["speeds"] if (RESULTS / file).is_file() else {}
     goals = [
         Goal(
-            f"{name}: two workers, times the fastest other tool",
+            f"{name}: two workers with kernels, times the fastest other tool",
             file,
             ratios(speeds[name], OURS) if name in speeds else [],
             question.goal,

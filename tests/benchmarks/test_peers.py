@@ -1,11 +1,18 @@
 """The comparison with other tools: what they are given, ratios, and the gate."""
 
+import json
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.pages import with_table
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.histories import read_events, write_lists
+
+ROOT = Path(__file__).parents[2]
+STORED = ROOT / "docs/results/benchmark_peers.json"
 
 
 def test_other_tools_get_the_events_in_order_without_the_test_event(tmp_path):
@@ -53,3 +60,9 @@ def test_the_trainings_of_shoal_are_of_the_same_size_as_the_others(tmp_path, nam
     assert config.tables["item"].dim >= peers.PEERS_WIDTH
     assert config.model.encoder.dropout == peers.DROPOUT
     assert config.cluster.num_workers == workers
+
+
+def test_the_page_shows_the_stored_figures():
+    page = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    assert with_table(page, peers.MARK, peers.table(stored)) == page
