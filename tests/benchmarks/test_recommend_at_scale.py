@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import scoring_page
 from benchmarks.pages import with_table
-from benchmarks.recommend_at_scale import MARK, Figures, Memory, add, read_figures, table, write_log
+from benchmarks.recommend_at_scale import MARK, RESULTS, Figures, Memory, add, read_figures, table, write_log
 
 # Holds 100 MB, and starts a process that holds 200 MB.
 PROGRAM = """
@@ -23,9 +23,15 @@ subprocess.run([sys.executable, "-c", inner], check=True)
 """
 
 
-def test_the_page_shows_the_stored_figures() -> None:
+def test_the_page_of_results_shows_the_stored_figures() -> None:
     text = scoring_page.PAGE.read_text(encoding="utf-8")
     assert scoring_page.with_tables(text, scoring_page.read_rows()) == text
+
+
+def test_the_page_of_recommendations_shows_the_stored_figures() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs/recommend.md").read_text(encoding="utf-8")
+    assert with_table(text, MARK, table(read_figures(root / RESULTS))) == text
 
 
 def test_figures_are_stored_by_size_and_shown_as_a_table(tmp_path: Path) -> None:
