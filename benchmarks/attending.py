@@ -5,6 +5,7 @@ histories with that fused kernel on whole histories: its cost grows with their l
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ NUM_HEADS, HEAD_WIDTH = 2, 32
 NUM_HISTORIES, MAX_HISTORY = 128, 200
 LONG_EVENTS = 16_384  # events of each batch of long histories
 WINDOW = 128
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "softmax, position bias": {"bias": "position"},
     "softmax, position and time bias": {"bias": "both"},
     "softmax, dropout on weights": {"dropout": 0.1},
@@ -72,11 +73,11 @@ def _work(lengths: np.ndarray, config: AttentionConfig) -> Callable[[], object]:
         TimeBias("bucketed", NUM_HEADS) if config.uses_time else None,
         threshold=round(256 * config.dropout),
     )
-    leaves = [torch.randn(layout.num_events, NUM_HEADS, HEAD_WIDTH, requires_grad=True) for _ in range(3)]
+    q, k, v = (torch.randn(layout.num_events, NUM_HEADS, HEAD_WIDTH, requires_grad=True) for _ in range(3))
 
     def run() -> None:
         # The context is made again, since it is made for each batch.
-        attended = attend(*leaves, AttentionContext(layout, times, times), parts)
+        attended = attend(q, k, v, AttentionContext(layout, times, times), parts)
         attended.output.sum().backward()
 
     return run

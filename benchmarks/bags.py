@@ -66,7 +66,7 @@ def _of_case(case: Case, turns: int, world: World) -> Iterator[Comparison]:
         "rows, each distinct one once",
         turns,
     )
-    if world > 1:
+    if num_ranks > 1:
         sent = [_bytes_sent(work, columns, world) for work in (bags, rows)]
         yield Comparison(f"bags, sent in a step, {name}", "bytes", (sent[0],), (sent[1],), "rows")
 
@@ -94,7 +94,7 @@ def _feature_of(case: Case, bagged: bool, world: World) -> Work:
 
     def work(column: IdColumn) -> None:
         asked = known.with_context(no_items, {}, {"likes": column})
-        found = model.tables({name: rows for name, rows in asked.rows.items() if name == "likes"}, asked.bags)
+        found = model.get_submodule("tables")({"likes": asked.rows["likes"]}, asked.bags)
         said = feature_embedding(feature, found, asked.users["likes"], OWNERS)
         said.backward(said.detach())
 

@@ -147,7 +147,7 @@ class _Tables:
     def read_bare(self) -> None:
         """Read that file, and copy it into the tensors."""
         buffer = torch.empty(self._bare.stat().st_size, dtype=torch.uint8)
-        memory = memoryview(buffer.numpy())
+        memory = buffer.numpy().data
         with self._bare.open("rb", buffering=0) as file:
             begin = 0
             while num_bytes := file.readinto(memory[begin:]):
@@ -171,7 +171,7 @@ class _Tables:
     def _parts(self) -> list[memoryview]:
         """Return the memory of this rank's tensors."""
         shards = [shard.tensor.detach() for value in self._state().values() for shard in local_shards(value)]
-        return [memoryview(shard.reshape(-1).view(torch.uint8).numpy()) for shard in shards]
+        return [shard.reshape(-1).view(torch.uint8).numpy().data for shard in shards]
 
 
 def measure_stall(argument: tuple[Job, int], world: World, channel: Channel) -> list[Comparison]:

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,11 @@ def _line(rate: Rate) -> str:
 def _measurements(device: torch.device, sizes: Sizes, peak: float) -> Iterator[tuple[str, Callable[[], Rate]]]:
     """Yield a name and a measurement of each shape of attention and each step. The steps come first: there are few."""
     for name, encoder in ENCODERS.items():
-        yield name, lambda name=name, encoder=encoder: _step_rate(device, sizes, peak, name, encoder)
+        yield name, partial(_step_rate, device, sizes, peak, name, encoder)
     for length in sizes.lengths:
         for name, form in FORMS.items():
             label = f"{name}, {length} events"
-            yield (
-                label,
-                lambda label=label, form=form, length=length: _form_rate(device, sizes, peak, label, form, length),
-            )
+            yield label, partial(_form_rate, device, sizes, peak, label, form, length)
 
 
 def _peak(device: torch.device, sizes: Sizes) -> float:
@@ -197,20 +195,20 @@ def _form_rate(device: torch.device, sizes: Sizes, peak: float, name: str, form:
     lengths = [length] * max(1, sizes.num_events // length)
     config = AttentionConfig.model_validate({"num_heads": HEADS, **form})
     context, terms = _context_of(lengths, device), _terms_of(config, length, device)
-    leaves = [torch.randn(sum(lengths), HEADS, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(3)]
-    gradient = torch.randn_like(leaves[0])[:, None]
+    q, k, v = (torch.randn(sum(lengths), HEADS, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(3))
+    gradient = torch.randn_like(q)[:, None]
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
     def work() -> None:
         # The context is made again, since it is made for each batch.
         fresh = AttentionContext(context.layout, context.times, context.request_times)
-        attended = attend(*leaves, fresh, terms).output
-        torch.autograd.grad(attended, leaves, gradient)
+        attended = attend(q, k, v, fresh, terms).output
+        torch.autograd.grad(attended, (q, k, v), gradient)
 
     seen = min(length, config.window or length)
     pairs = len(lengths) * (seen * (seen + 1) / 2 + (length - seen) * seen)
     flops = FORWARD_FLOPS * (1 + BACKWARD) * pairs * HEADS * WIDTH
-    path = path_of(terms, leaves[0], leaves[2], capability, context.window(config))
+    path = path_of(terms, q, v, capability, context.window(config))
     return _rate(name, path, _seconds(work, device, sizes.repeats), flops, peak)
 
 

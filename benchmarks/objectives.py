@@ -55,7 +55,13 @@ def _sampled(threads: str, turns: int) -> Iterator[Comparison]:
         for corrected in (False, True):
             given = corrections if corrected else (None, None)
 
-            def loss(u: Tensor, p: Tensor, n: Tensor, given=given, function=function) -> Tensor:  # type: ignore[no-untyped-def]
+            def loss(
+                u: Tensor,
+                p: Tensor,
+                n: Tensor,
+                given: tuple[Tensor | None, Tensor | None] = given,
+                function: Callable[[SampledTargets], Tensor] = function,
+            ) -> Tensor:
                 return function(SampledTargets(u, p, n, target_ids, negative_ids, 1.0, *given))
 
             yield take_turns(

@@ -58,12 +58,21 @@ def _beside_torchrec(count: int, num_devices: int, num_rows: float, turns: int) 
         loads = drawn_tables(count, num_rows, seed)
         pairs.append((_planned(make_plan, loads, topology), _planned(theirs, loads, topology)))
     name = _name(count, num_devices, num_rows)
-    peaks = [max(pair[side].peak_bytes for pair in pairs) for side in range(2)]
-    speed = [tuple(count / pair[side].plan_seconds for pair in pairs) for side in range(2)]
-    goal = [tuple(1.0 / pair[side].step_seconds for pair in pairs) for side in range(2)]
+    ours, others = zip(*pairs, strict=True)
+    speeds = [tuple(count / plan.plan_seconds for plan in side) for side in (ours, others)]
+    steps = [tuple(1.0 / plan.step_seconds for plan in side) for side in (ours, others)]
+    peaks = [max(plan.peak_bytes for plan in side) for side in (ours, others)]
     return [
-        Comparison(f"plan of {name}", "tables/s", *speed, "TorchRec's planner, our cost model", *peaks),
-        Comparison(f"predicted steps of {name}", "steps/s", *goal, "with TorchRec's plan"),
+        Comparison(
+            f"plan of {name}",
+            "tables/s",
+            speeds[0],
+            speeds[1],
+            "TorchRec's planner, our cost model",
+            peaks[0],
+            peaks[1],
+        ),
+        Comparison(f"predicted steps of {name}", "steps/s", steps[0], steps[1], "with TorchRec's plan"),
     ]
 
 

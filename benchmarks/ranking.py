@@ -202,6 +202,7 @@ def _deepctr_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         packed, clicks = batch
         loss = F.binary_cross_entropy(model(packed).squeeze(-1), clicks, reduction="sum")
-        return loss + model.get_regularization_loss()
+        regularisation: Tensor = model.get_regularization_loss()
+        return loss + regularisation
 
     return _training(loss_of, batches, [torch.optim.Adam(model.parameters())])

@@ -7,7 +7,7 @@ the lists merged. The matrices are made before the measurement.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,7 @@ def _compare(batch: ReadyBatch, num_items: int, turns: int) -> list[Comparison]:
         {name: (_cpu_seconds(ours), _cpu_seconds(bare)) for name, (ours, bare, _) in parts.items()}
         for _ in range(turns)
     ]
-    sums = [tuple(map(sum, zip(*turn.values(), strict=True))) for turn in seconds]
+    sums = [tuple(float(sum(side)) for side in zip(*turn.values(), strict=True)) for turn in seconds]
     label = f"{num_items:,} items, one thread"
     rows = [_row(f"{name}, {label}", [turn[name] for turn in seconds], parts[name][2]) for name in parts]
     return [*rows, _row(f"encode and rank, {label}", sums, "both")]
@@ -141,7 +141,7 @@ def _shares(batch: ReadyBatch, turns: int) -> list[Comparison]:
     ]
 
 
-def _row(name: str, seconds: list[tuple[float, ...]], ceiling: str) -> Comparison:
+def _row(name: str, seconds: Sequence[tuple[float, ...]], ceiling: str) -> Comparison:
     ours, other = (tuple(NUM_USERS / turn[side] for turn in seconds) for side in (0, 1))
     return Comparison(name, "users/s", ours, other, ceiling)
 

@@ -88,8 +88,9 @@ def compare(turns: int) -> list[Comparison]:
         Comparison(
             f"one request, {name}, {_percentiles(times[name])}",
             "requests/s",
-            *(tuple((1.0 / seconds.mean(axis=1)).tolist()) for seconds in (times[name], times["whole"])),
-            ceiling_name=other,
+            _speeds(times[name]),
+            _speeds(times["whole"]),
+            other,
         )
         for name in sides
         if name != "whole"
@@ -110,6 +111,11 @@ def _measure(sides: dict[str, Side], turns: int) -> dict[str, np.ndarray]:
                 answer()
                 times[name][turn, number] = time.perf_counter() - start
     return times
+
+
+def _speeds(seconds: np.ndarray) -> tuple[float, ...]:
+    """Return the requests per second of each turn."""
+    return tuple((1.0 / seconds.mean(axis=1)).tolist())
 
 
 def _percentiles(seconds: np.ndarray) -> str:

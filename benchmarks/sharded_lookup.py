@@ -59,7 +59,7 @@ def _of_size(num_rows: int, turns: int, world: World) -> Iterator[Comparison]:
             amount, local_amount = (float(sum(world.gather_ints(sum(map(len, of))))) for of in (ids, local))
             for updates in (False, True):
                 yield take_turns(
-                    f"look up{' and update' if updates else ''}, {num_rows:,} rows, {kind}, {world} workers",
+                    f"look up{' and update' if updates else ''}, {num_rows:,} rows, {kind}, {num_ranks} workers",
                     "rows/s",
                     amount,
                     together(sharded, ids, updates, world),
@@ -68,10 +68,10 @@ def _of_size(num_rows: int, turns: int, world: World) -> Iterator[Comparison]:
                     turns,
                     local_amount,
                 )
-    if world > 1:
+    if num_ranks > 1:
         for kind, ids in batches.items():
             measured, least = bytes_sent(sharded, ids, share, world)
-            name = f"sent in a step, {num_rows:,} rows, {kind}, {world} workers"
+            name = f"sent in a step, {num_rows:,} rows, {kind}, {num_ranks} workers"
             yield Comparison(name, "bytes", (measured,), (least,), "ids and rows that live elsewhere, nothing else")
 
 
@@ -106,7 +106,7 @@ def sharded_table(num_rows: int, world: World, communication: CommunicationConfi
 
     def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):
-            rows: Tensor = model.tables({"item": ids})["item"]
+            rows: Tensor = model.get_submodule("tables")({"item": ids})["item"]
         if updates:
             rows.backward(rows.detach())
         return rows.detach()

@@ -71,9 +71,9 @@ def _trained(
     """Return a function that computes the loss and both gradients."""
 
     def work() -> list[Tensor]:
-        leaves = [vectors.detach().requires_grad_() for vectors in (user, item)]
+        users, items = leaves = [vectors.detach().requires_grad_() for vectors in (user, item)]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            value = loss(*leaves, target)
+            value = loss(users, items, target)
         value.backward()
         return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 

@@ -8,6 +8,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.measure import Comparison, take_turns
 from models.batches.history_batch import HistoryBatch
+from models.config import NextItemConfig
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables
@@ -58,6 +59,7 @@ class _BareLoop:
     """What anyone would write: the model as a plain module, plain optimizers, backward, step."""
 
     def __init__(self, job: Job, num_item_rows: int) -> None:
+        assert isinstance(job.config.model, NextItemConfig)
         self.model = NextItemModel(
             job.config.model, [TableSpec("item", num_item_rows, job.config.tables["item"].dim)], torch.device("cpu")
         )
