@@ -94,7 +94,9 @@ def _feature_of(case: Case, bagged: bool, world: World) -> Work:
 
     def work(column: IdColumn) -> None:
         asked = known.with_context(no_items, {}, {"likes": column})
-        found = model.get_submodule("tables")({"likes": asked.rows["likes"]}, asked.bags)
+        found = model.get_submodule("tables")(
+            {name: rows for name, rows in asked.rows.items() if name == "likes"}, asked.bags
+        )
         said = feature_embedding(feature, found, asked.users["likes"], OWNERS)
         said.backward(said.detach())
 

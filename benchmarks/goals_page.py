@@ -3,15 +3,15 @@
 Each line states the file of its figures; the commands are on the same page.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
-from benchmarks.peers.__main__ import QUESTIONS, ratios
+from benchmarks.pages import markdown, stored_figures, stored_rows, with_table
+from benchmarks.peers.figures import ratios
+from benchmarks.peers.questions import QUESTIONS
 
 RESULTS, PAGE, MARK = Path("docs/results"), Path("docs/results.md"), "goals"
 OURS = "2 workers, compiled kernels"
@@ -49,7 +49,7 @@ def table() -> str:
 
 def _peers() -> list[Goal]:
     file = "benchmark_peers.json"
-    speeds = _read(file)["speeds"] if (RESULTS / file).is_file() else {}
+    speeds = stored_figures(RESULTS / file)["speeds"] if (RESULTS / file).is_file() else {}
     goals = [
         Goal(
             f"{name}: two workers with kernels, times the fastest other tool",
@@ -118,7 +118,7 @@ def _system() -> list[Goal]:
             [alone / together for alone, together in zip(sides["alone"], sides["together"], strict=True)],
             0.9,
         )
-        for name, sides in _read("weak_scaling.json")["models"].items()
+        for name, sides in stored_figures(RESULTS / "weak_scaling.json")["models"].items()
     ]
     return [*loop, *goals, *scaling]
 
@@ -130,12 +130,7 @@ def _of(file: str, name: str) -> list[float]:
 
 
 def _row(file: str, name: str) -> dict[str, Any]:
-    return next(row for row in _read(file)["rows"] if row["name"] == name)
-
-
-def _read(file: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
-    return values
+    return stored_rows(RESULTS / file)[name]
 
 
 if __name__ == "__main__":

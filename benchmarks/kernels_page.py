@@ -4,26 +4,20 @@ The figures are those of `python -m benchmarks.softmax` and `python -m benchmark
 docs/results/benchmark_peak.json`.
 """
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks import softmax
-from benchmarks.pages import markdown, ratio_text, with_table
+from benchmarks.pages import markdown, ratio_text, stored_figures, with_table
 
 PEAK, PAGE = Path("docs/results/benchmark_peak.json"), Path("docs/objectives.md")
 
 
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    text = with_table(text, "softmax", softmax_table(_rows(softmax.RESULTS)))
-    PAGE.write_text(with_table(text, "peak", peak_table(_rows(PEAK))), encoding="utf-8")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return rows
+    text = with_table(text, "softmax", softmax_table(stored_figures(softmax.RESULTS)["rows"]))
+    PAGE.write_text(with_table(text, "peak", peak_table(stored_figures(PEAK)["rows"])), encoding="utf-8")
 
 
 def softmax_table(rows: list[dict[str, Any]]) -> str:

@@ -13,6 +13,17 @@ from typing import Any
 END = "<!-- end -->"
 
 
+def stored_figures(path: Path) -> dict[str, Any]:
+    """Return stored figures."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def stored_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the stored comparisons of `python -m benchmarks` by name."""
+    return {row["name"]: row for row in stored_figures(path)["rows"]}
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
@@ -58,8 +69,7 @@ def measure_and_publish(
     if not arguments.page:
         machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
         results.write_text(json.dumps({**machine, **measure(arguments.turns)}, indent=1) + "\n", encoding="utf-8")
-    stored = json.loads(results.read_text(encoding="utf-8"))
-    page.write_text(with_tables(page.read_text(encoding="utf-8"), stored), encoding="utf-8")
+    page.write_text(with_tables(page.read_text(encoding="utf-8"), stored_figures(results)), encoding="utf-8")
 
 
 def measure_or_show(
@@ -84,8 +94,7 @@ def measure_or_show(
     )
     arguments = parser.parse_args()
     if arguments.page is not None:
-        results = json.loads(arguments.json.read_text(encoding="utf-8"))
-        page = with_table(arguments.page.read_text(encoding="utf-8"), name, table(results))
+        page = with_table(arguments.page.read_text(encoding="utf-8"), name, table(stored_figures(arguments.json)))
         arguments.page.write_text(page, encoding="utf-8")
         return
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:

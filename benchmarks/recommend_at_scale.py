@@ -17,7 +17,6 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.evaluating import CEILING_USERS, bare_product, bare_scores, peak_matrices
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, stored_figures, with_table
 from benchmarks.scoring import ready_batch
 from trainer.loop.memory import keep_freed_memory
 from trainer.recommend.folder import read_recommendations
@@ -262,8 +261,7 @@ def read_figures(path: Path) -> list[Figures]:
     """Return the figures of a file in the order of their sizes."""
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return sorted((Figures(**row) for row in rows), key=lambda figures: figures.key)
+    return sorted((Figures(**row) for row in stored_figures(path)["rows"]), key=lambda figures: figures.key)
 
 
 def add(figures: Figures, path: Path) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, ratio_text, with_table
+from benchmarks.pages import markdown, ratio_text, stored_figures, with_table
 
 SOAK, RECOVERY = Path("docs/results/soak.json"), Path("docs/results/recovery.json")
 CHECKPOINTS, NODES = Path("docs/results/benchmark_checkpoint.json"), Path("docs/results/nodes.json")
@@ -85,14 +85,14 @@ def store_nodes(run: Path, machine: str) -> None:
 
 def with_tables(text: str) -> str:
     """Return the page with the tables of the stored results."""
-    text = with_table(text, "soak", soak(json.loads(SOAK.read_text(encoding="utf-8"))))
-    text = with_table(text, "recovery", recovery(json.loads(RECOVERY.read_text(encoding="utf-8"))))
-    return with_table(text, "nodes", nodes(json.loads(NODES.read_text(encoding="utf-8"))))
+    text = with_table(text, "soak", soak(stored_figures(SOAK)))
+    text = with_table(text, "recovery", recovery(stored_figures(RECOVERY)))
+    return with_table(text, "nodes", nodes(stored_figures(NODES)))
 
 
 def with_checkpoints(text: str) -> str:
     """Return the page of results with the table of the stored speed of checkpoints."""
-    return with_table(text, "checkpoint", checkpoints(json.loads(CHECKPOINTS.read_text(encoding="utf-8"))))
+    return with_table(text, "checkpoint", checkpoints(stored_figures(CHECKPOINTS)))
 
 
 def checkpoints(result: dict[str, Any]) -> str:

@@ -1,26 +1,18 @@
 """Tables of stored figures of encoding and ranking: `python -m benchmarks.scoring_page` writes them into docs/results.md."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluating import CATALOGUES
-from benchmarks.pages import markdown, ratio_text, with_table
+from benchmarks.pages import markdown, ratio_text, stored_rows, with_table
 from benchmarks.scoring import OPERATIONS, OTHER
 
 RESULTS, PAGE = Path("docs/results/benchmark_score.json"), Path("docs/results.md")
 
 
 def main() -> None:
-    rows = read_rows()
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
-
-
-def read_rows() -> dict[str, dict[str, Any]]:
-    """Return the stored figures by name."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    return {row["name"]: row for row in rows}
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), stored_rows(RESULTS)), encoding="utf-8")
 
 
 def with_tables(text: str, rows: dict[str, dict[str, Any]]) -> str:

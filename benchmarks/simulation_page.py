@@ -1,11 +1,10 @@
 """Tables of predicted steps: `python -m benchmarks.simulation_page` writes them from stored results into docs/sharding.md."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import markdown, stored_figures, with_table
 from sharding.planning.units import bytes_text, count_text, seconds_text
 
 VALIDATION = Path("docs/results/simulation.json")
@@ -17,9 +16,9 @@ PAGE = Path("docs/sharding.md")
 def main() -> None:
     """Write the tables into the page."""
     text = PAGE.read_text(encoding="utf-8")
-    text = with_table(text, "simulation", compared(json.loads(VALIDATION.read_text(encoding="utf-8"))))
-    text = with_table(text, "scaling", scaling(json.loads(SCALING.read_text(encoding="utf-8"))))
-    text = with_table(text, "scaling by budget", by_budget(json.loads(BY_BUDGET.read_text(encoding="utf-8"))))
+    text = with_table(text, "simulation", compared(stored_figures(VALIDATION)))
+    text = with_table(text, "scaling", scaling(stored_figures(SCALING)))
+    text = with_table(text, "scaling by budget", by_budget(stored_figures(BY_BUDGET)))
     PAGE.write_text(text, encoding="utf-8")
 
 

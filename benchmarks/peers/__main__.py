@@ -1,72 +1,35 @@
-"""Command of the comparison with other tools: turns, table, gate."""
+"""Command of the comparison with other tools: turns of all sides, and the table and the gate of their figures."""
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import markdown, with_table
+from benchmarks.pages import stored_figures, with_table
 from benchmarks.peers.environment import python_of_peers, run_program
+from benchmarks.peers.figures import MARK, lost, table
+from benchmarks.peers.questions import (
+    BATCH,
+    CORES,
+    DROPOUT,
+    LENGTH,
+    PEERS_WIDTH,
+    QUESTIONS,
+    RUNS,
+    STEPS,
+    WARM_UP,
+    WIDTH,
+    Question,
+)
 from benchmarks.step_times import step_times
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from cluster.ray_cluster.session import ray_session
-
-MARK = "peers"
-CORES = 2
-BATCH, LENGTH, DROPOUT = 128, 200, 0.2
-WIDTH, PEERS_WIDTH = 52, 50  # rows of a table of fbgemm have a multiple of four numbers
-STEPS, WARM_UP = 24, 6
-MOST_LOST = 0.15  # of a stored ratio, before the gate fails
-RUNS = {"2 workers": (2, 1, False), "1 worker of 2 threads": (1, 2, False), "2 workers, compiled kernels": (2, 1, True)}
-"""Shoal's runs by name: workers, threads of each, compiled kernels."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A model and objective that Shoal and another tool train."""
-
-    encoder: Mapping[str, Any]
-    """Settings of Shoal's encoder."""
-    objective: Mapping[str, Any]
-    """Settings of Shoal's objective."""
-    peers: Mapping[str, tuple[str, tuple[str, ...]]]
-    """Programs and arguments of the other tools, by name."""
-    goal: float
-    """The ratio to reach: Shoal's two workers, compared with the fastest form of the other tool."""
-
-
-SASREC = {"kind": "sasrec", "num_blocks": 2, "feed_forward_multiple": 1, "dropout": DROPOUT}
-HSTU = {"kind": "hstu", "num_blocks": 2, "dropout": DROPOUT, "attention": {"num_heads": 1, "bias": "position"}}
-NEGATIVES = {"kind": "sampled_softmax", "num_negatives": 128}
-QUESTIONS = {
-    "SASRec, 128 shared negatives": Question(
-        {**SASREC, "attention": {"num_heads": 1}},
-        NEGATIVES,
-        {
-            "RePlay": ("replay_sasrec", ("--negatives", "128")),
-            "RePlay, length buckets": ("replay_sasrec", ("--negatives", "128", "--buckets")),
-        },
-        5.0,
-    ),
-    "SASRec, full cross-entropy": Question(
-        {**SASREC, "attention": {"num_heads": 1}},
-        {"kind": "full_softmax"},
-        {
-            "RePlay": ("replay_sasrec", ("--negatives", "0")),
-            "RePlay, length buckets": ("replay_sasrec", ("--negatives", "0", "--buckets")),
-        },
-        5.0,
-    ),
-    "HSTU, 128 negatives": Question(HSTU, NEGATIVES, {"RecTools": ("rectools_hstu", ("--negatives", "128"))}, 12.0),
-}
 
 
 def main() -> None:
@@ -81,7 +44,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     if given.page is not None:
-        page = with_table(given.page.read_text(encoding="utf-8"), MARK, table(read(given.json)))
+        page = with_table(given.page.read_text(encoding="utf-8"), MARK, table(stored_figures(given.json)))
         given.page.write_text(page, encoding="utf-8")
         return
     if given.logs is None:
@@ -90,16 +53,10 @@ def main() -> None:
         results = measure(Path(folder), given.logs, given.turns)
     given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
-    fallen = [] if given.gate is None else lost(results, read(given.gate))
+    fallen = [] if given.gate is None else lost(results, stored_figures(given.gate))
     for text in fallen:
         print(text, file=sys.stderr)
     sys.exit(1 if fallen else 0)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return stored figures."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
 
 
 def measure(folder: Path, logs: str, turns: int) -> dict[str, Any]:
@@ -163,40 +120,6 @@ def of_peer(logs: str, program: str, options: Sequence[str]) -> float:
     }
     arguments = [logs, *options, *(f"--{name}={value}" for name, value in sizes.items())]
     return float(run_program(program, arguments, CORES)["histories_per_second"])
-
-
-def ratios(sides: Mapping[str, Sequence[float]], ours: str) -> list[float]:
-    """Return, for each turn, the speed of a run of Shoal divided by that of the fastest form of the other tool."""
-    others = [speeds for side, speeds in sides.items() if side not in RUNS]
-    return [own / max(of_turn) for own, *of_turn in zip(sides[ours], *others, strict=True)]
-
-
-def table(results: dict[str, Any]) -> str:
-    """Return the median speed of every side, and the ratios with their spread."""
-    header = ["model and objective", "side", "histories/s", "of the fastest other", "goal"]
-    rows = []
-    for name, sides in results["speeds"].items():
-        for side, speeds in sides.items():
-            ratio, goal = "", ""
-            if side in RUNS:
-                of_turns = ratios(sides, side)
-                ratio = f"{statistics.median(of_turns):.1f}x ({min(of_turns):.1f} - {max(of_turns):.1f})"
-                goal = f"{QUESTIONS[name].goal:g}x"
-            label = f"Shoal, {side}" if side in RUNS else side
-            rows.append([name, label, f"{statistics.median(speeds):,.0f}", ratio, goal])
-    return markdown(header, rows)
-
-
-def lost(results: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """Return a sentence for each median ratio that is more than MOST_LOST below the stored one."""
-    texts = []
-    for name, sides in stored["speeds"].items():
-        for side in RUNS:
-            before = statistics.median(ratios(sides, side))
-            now = statistics.median(ratios(results["speeds"][name], side))
-            if now < (1 - MOST_LOST) * before:
-                texts.append(f"{name}, Shoal, {side}: {now:.2f}x of the fastest other tool; it was {before:.2f}x")
-    return texts
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import scoring_page
-from benchmarks.pages import with_table
+from benchmarks.pages import stored_rows, with_table
 from benchmarks.recommend_at_scale import MARK, RESULTS, Figures, Memory, add, read_figures, table, write_log
 
 # Holds 100 MB, and starts a process that holds 200 MB.
@@ -25,7 +25,7 @@ subprocess.run([sys.executable, "-c", inner], check=True)
 
 def test_the_page_of_results_shows_the_stored_figures() -> None:
     text = scoring_page.PAGE.read_text(encoding="utf-8")
-    assert scoring_page.with_tables(text, scoring_page.read_rows()) == text
+    assert scoring_page.with_tables(text, stored_rows(scoring_page.RESULTS)) == text
 
 
 def test_the_page_of_recommendations_shows_the_stored_figures() -> None:
