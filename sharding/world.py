@@ -20,6 +20,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class PendingSum:
+    """A sum over ranks that was started, and may be in progress."""
+
+    tensor: Tensor
+    """The tensor that becomes the sum."""
+    work: dist.Work | None = None
+    """The collective in progress. None if there is nothing to wait for."""
+
+    def wait(self) -> Tensor:
+        """Wait for the sum, and return it. With NCCL the device waits, and the host does not."""
+        if self.work is not None:
+            self.work.wait()
+        return self.tensor
+
+
+@dataclass(frozen=True)
 class World:
     """The ranks of a run, as one rank sees them."""
 
@@ -37,6 +53,12 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
         return tensor
+
+    def start_sum(self, tensor: Tensor) -> "PendingSum":
+        """Start a sum of a tensor over ranks, in place. The tensor must not be used before `PendingSum.wait`."""
+        if self.world_size == 1:
+            return PendingSum(tensor)
+        return PendingSum(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group, async_op=True))
 
     def max(self, tensor: Tensor) -> Tensor:
         """Compute the maximum of a tensor over ranks, in place, and return it."""

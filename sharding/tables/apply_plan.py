@@ -98,7 +98,7 @@ def shard_tables(
         device=world.device,
         plan=torchrec_plan,
         sharders=_sharders(codecs_of(communication, world.device)) if torchrec_plan.plan else [],
-        # Dense gradients are summed by the trainer in one flat tensor with a fixed layout: DDP rebuilds its
+        # Dense gradients are summed by the trainer in buckets with a fixed layout: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )

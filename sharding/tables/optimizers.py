@@ -80,11 +80,6 @@ class Optimizers:
             groups += [group for optimizer in (*self.tables, self.fused) for group in optimizer.param_groups]
         return groups
 
-    @property
-    def summed_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters with gradients that are summed over ranks, in a fixed order."""
-        return [*self.dense_parameters, *self.copied_parameters]
-
     def set_rate_factor(self, factor: float) -> None:
         """Set every scheduled learning rate, dense or fused, to `factor` times its configured value."""
         for group, rate in zip(self._scheduled(), self._base_rates, strict=True):

@@ -27,6 +27,7 @@ from trainer.loop.step import TrainStep
 from trainer.loop.step_clock import StepClock
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.ema import WeightEma
+from trainer.optim.gradient_buckets import GradientBuckets
 from trainer.placement.loads import table_rows
 from trainer.placement.plan import plan_tables
 from trainer.storage.files import digest_of
@@ -219,6 +220,7 @@ def build_step(
         job.config.run.seed,
         clock,
         built.task.parts_of,
+        GradientBuckets(optimizers.dense_parameters, world),
         job.config.train.clip_norm,
         ema,
         job.config.train.precision,

@@ -1,10 +1,11 @@
 """One step of training: look-up, forward, backward, agreement, update.
 
-The graph is cut where rows leave the sharded tables. First the dense part is differentiated. Then all ranks agree, in one small
-sum, on the global loss, the global number of targets and whether everything is finite. Only then do gradients enter the tables, and
-their fused optimizers apply them at once. So a non-finite step is applied nowhere, and the gradient is that of the global batch:
-sums over ranks, divided once by the global number of targets. Clipping uses the norm of that whole gradient, before any part of it
-is applied.
+The graph is cut where rows leave the sharded tables. First the dense part is differentiated. Sums of its gradients over ranks
+start during this backward pass (trainer/optim/gradient_buckets.py). Then all ranks agree, in one small sum, on the global loss, the
+global number of targets and whether everything is finite. Only then do gradients enter the tables, and their fused optimizers apply
+them at once. The sums of dense gradients are needed after that, or before it if the gradient is clipped. So a non-finite step is
+applied nowhere, and the gradient is that of the global batch: sums over ranks, divided once by the global number of targets.
+Clipping uses the norm of that whole gradient, before any part of it is applied.
 
 The device computes all of this, the norm and the divisor included. The host reads the result once in a step, by an asynchronous
 copy into pinned memory, and waits for nothing else. It cannot read the result a step later: a fused optimizer with moments changes
@@ -13,9 +14,10 @@ rows even if their gradient is zero, so only the host can leave out the update o
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +35,10 @@ from trainer.loop.host_copy import HostCopy
 from trainer.loop.products import tf32_products
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
+from trainer.optim.gradient_buckets import GradientBuckets
 from trainer.tasks.task import Batch, Model
 
+T = TypeVar("T")
 NUM_TARGETS = 2  # place of the number of targets among the facts of a step
 
 
@@ -97,6 +101,8 @@ class TrainStep:
     """The clock that measures the parts of a step."""
     parts_of: Callable[[Any], Iterator[Any]]
     """Returns the micro-batches of a batch."""
+    dense_sums: GradientBuckets
+    """The sums over ranks of the gradients of dense weights."""
     clip_norm: float | None = None
     """The largest norm of the gradient (train.clip_norm)."""
     ema: WeightEma | None = None
@@ -141,13 +147,12 @@ class TrainStep:
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
         gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
-        dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
-        facts = self._facts(loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested))
+        facts = self._facts(loss_sum, list(gradients.values()), weights, batch, (stop_requested, save_requested))
         divisor = facts[NUM_TARGETS]
         if self.clip_norm is not None:
-            norm = self._norm(dense, (batch.items, host_items), gradients) / divisor
+            norm = self._norm(self.dense_sums.wait(), (batch.items, host_items), gradients) / divisor
             facts = torch.cat((facts, norm[None]))
             divisor = divisor * (norm / self.clip_norm).clamp(min=1.0)
         # The only wait of a step: the host needs these numbers to decide whether to apply it.
@@ -156,30 +161,33 @@ class TrainStep:
         if result.applied:
             reach("backward", self.world.rank, step)
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
-            self._set_summed_gradient(dense, divisor)
+            self._set_summed_gradient(divisor)
             reach("optimizer", self.world.rank, step)
             self.optimizers.step_dense()
             self._update_statistics()
             if self.ema is not None:
                 self.ema.update()
         else:
+            self.dense_sums.wait()
             self.optimizers.zero_dense_grad()
             running_statistics.forget(self.model)
         self.clock.mark()
         return result
 
     def _differentiate(self, boundary: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return this rank's sum of losses, float64. Its gradient is left in `boundary` and in the dense weights.
+        """Return this rank's sum of losses, float64. Starts the sums of dense gradients over ranks. Collective.
 
-        Only one micro-batch has activations in memory at a time.
+        The gradient of rows is left in `boundary`. Only one micro-batch has activations in memory at a time.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         with tf32_products(self.tf32):
-            for part in self.parts_of(batch):
+            for part, is_last in _with_last(self.parts_of(batch)):
                 # Weights and boundary are float32, and so are their gradients, because casts are part of the graph.
                 with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                     loss = self.model.loss(boundary, part)
-                loss.backward()
+                # Only the last pass completes gradients.
+                with self.dense_sums.started_in_backward() if is_last else nullcontext():
+                    loss.backward()
                 total += loss.detach()
         return total
 
@@ -189,21 +197,15 @@ class TrainStep:
         if counted.numel():
             running_statistics.update(self.model, self.world.sum(counted))
 
-    def _set_summed_gradient(self, dense: Tensor, divisor: Tensor) -> None:
-        """Set the gradient of dense weights and copied tables: the sum over ranks, divided. Collective.
-
-        Args:
-            dense: The gradient of dense weights; with clipping, `_norm` has summed it already.
-            divisor: The number by which it is divided, a float64 scalar.
-        """
-        # Copied tables received their gradient just now, already divided.
-        copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
-        if self.clip_norm is None:
-            summed = self.world.sum(torch.cat((dense, copied)))
-        else:
-            summed = torch.cat((dense, self.world.sum(copied)))
-        summed[: dense.numel()] /= divisor
-        _set_gradient(self.optimizers.summed_parameters, summed)
+    def _set_summed_gradient(self, divisor: Tensor) -> None:
+        """Set the gradient of dense weights and copied tables: the sum over ranks, divided by `divisor`, float64 (). Collective."""
+        dense = self.dense_sums.wait()
+        dense /= divisor
+        _set_gradient(self.optimizers.dense_parameters, dense)
+        if self.optimizers.copied_parameters:
+            # Copied tables received their gradient just now, already divided.
+            copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
+            _set_gradient(self.optimizers.copied_parameters, self.world.sum(copied))
 
     def _norm(
         self, dense: Tensor, requests: tuple[ItemRequest, ItemRequest], gradients: Mapping[str, Tensor]
@@ -211,12 +213,11 @@ class TrainStep:
         """Return the norm of the gradient of the sum over all targets, as the first rank computes it, (). Collective.
 
         Args:
-            dense: The gradient of dense weights. It becomes the sum over ranks.
+            dense: The gradient of dense weights, summed over ranks.
             requests: The look-ups of this rank, on its device and on the CPU.
             gradients: The gradients of the rows that it looked up.
         """
         request, host_request = requests
-        self.world.sum(dense)
         host = None
         if not devices.is_host(self.world.device):
             assert self.host_world is not None
@@ -230,13 +231,12 @@ class TrainStep:
         self,
         loss_sum: Tensor,
         gradients: list[Tensor],
-        dense: Tensor,
         weights: Mapping[str, Tensor],
         batch: Batch,
         requests: tuple[bool, bool],
     ) -> Tensor:
         """Return the facts of the step, summed over ranks, for `_result`. Collective. requests: to stop, and to save."""
-        finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
+        finite = [loss_sum.isfinite(), self.dense_sums.finite(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
         events = [0.0] * self.world.world_size
@@ -246,7 +246,7 @@ class TrainStep:
         counts = torch.tensor([batch.num_targets, *requests, *events, *own_seconds], dtype=torch.float64)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in sorted(weights)])
         of_device = torch.stack((loss_sum, broken.double()))
-        facts = torch.cat((of_device, devices.from_host(counts, dense.device), broken_weights.double()))
+        facts = torch.cat((of_device, devices.from_host(counts, loss_sum.device), broken_weights.double()))
         return self.world.sum(facts)
 
     def _result(self, numbers: list[float], names: list[str], loss_limit: float) -> StepResult:
@@ -281,6 +281,15 @@ class TrainStep:
             return result
         # Numbers that are finite on every rank may have no finite sum.
         return replace(result, grad_norm=norm, finite=math.isfinite(norm))
+
+
+def _with_last(parts: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each part, with True for the last one."""
+    held: list[T] = []
+    for part in parts:
+        yield from ((earlier, False) for earlier in held)
+        held = [part]
+    yield from ((last, True) for last in held)
 
 
 def _gradient_of(leaf: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Time of a step for a number of workers: dense part, straggler, tables, sums, reading. Imports no torch.
 
-A step is synchronous and its parts follow one another, as in trainer/loop/step.py. For W workers, w of them with t threads on each
+A step is synchronous and its parts follow one another. That the sums of dense gradients overlap with the backward pass
+(trainer/optim/gradient_buckets.py) is left out, so `sums` is an upper bound. For W workers, w of them with t threads on each
 host of c cores:
 
 busy        max(1, w t / c): so many times longer takes work that all workers of a host have at the same time

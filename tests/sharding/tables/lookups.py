@@ -63,7 +63,7 @@ def placed_lookup(world: World, config: TableConfig, seed: int) -> tuple[Lookup,
 def step_of(module: Lookup, optimizers: Optimizers, world: World, ids: Tensor) -> None:
     """Train on this rank's ids."""
     module(ids).backward()
-    for parameter in optimizers.summed_parameters:
+    for parameter in (*optimizers.dense_parameters, *optimizers.copied_parameters):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         world.sum(parameter.grad)

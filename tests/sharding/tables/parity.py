@@ -161,7 +161,7 @@ def _train_one(world: World, combination: Combination, local_world_size: int) ->
         optimizers.set_rate_factor(1.0 - 0.1 * step)
         request, num_bags = request_of(step, world.rank, world.world_size)
         model(request.to(world.device), num_bags).backward()
-        for parameter in optimizers.summed_parameters:
+        for parameter in (*optimizers.dense_parameters, *optimizers.copied_parameters):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             world.sum(parameter.grad)

@@ -96,7 +96,7 @@ def _train_one(world, shardings, pooling, optimizer, local_world_size):
         loss = model(request_of(known, shape_of(step, world.rank)))
         loss.backward()
         total = world.sum(loss.detach().clone()[None])
-        for parameter in optimizers.summed_parameters:
+        for parameter in (*optimizers.dense_parameters, *optimizers.copied_parameters):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             world.sum(parameter.grad)

@@ -93,7 +93,7 @@ class Run:
         for step in steps:
             self.optimizers.set_rate_factor(1.0 - 0.1 * step)
             self.model(*request_of(step, self.world.rank, self.world.world_size)).backward()
-            for parameter in self.optimizers.summed_parameters:
+            for parameter in (*self.optimizers.dense_parameters, *self.optimizers.copied_parameters):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 self.world.sum(parameter.grad)

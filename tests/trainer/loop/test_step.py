@@ -35,12 +35,14 @@ def sequences_of(seed: int) -> list[list[int]]:
 
 
 def shared(sequences: list[list[int]], world_size: int) -> list[list[list[int]]]:
-    """Return uneven shares. On three ranks the second has no history."""
+    """Return uneven shares. On three and four ranks the second has no history."""
     match world_size:
         case 1:
             return [sequences]
         case 2:
             return [sequences[:5], sequences[5:]]
+        case 4:
+            return [sequences[:2], [], sequences[2:5], sequences[5:]]
         case _:
             return [sequences[:2], [], sequences[2:]]
 
