@@ -115,11 +115,17 @@ class NextItemConfig(ModelConfig):
         return self
 
     @model_validator(mode="after")
-    def _truncation_is_shorter(self) -> "NextItemConfig":
+    def _newest_events_are_fewer(self) -> "NextItemConfig":
         kept = self.encoder.truncate_to
         if kept is not None and kept >= self.max_history:
             raise ValueError(
                 f"encoder.truncate_to = {kept} must be below max_history = {self.max_history}: no history is longer than that"
+            )
+        whole = self.encoder.merge_recent
+        if whole is not None and whole >= self.max_history:
+            raise ValueError(
+                f"encoder.merge_recent = {whole} must be below max_history = {self.max_history}: no history is longer, so no event "
+                "would be merged"
             )
         return self
 

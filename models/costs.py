@@ -18,9 +18,9 @@ from models.activations import saved_numbers
 from models.attention.config import AttentionConfig, with_heads
 from models.config import NextItemConfig
 from models.dense_parameters import encoder_parameters, tower_parameters
-from models.encoders.config import EncoderConfig
+from models.encoders.config import EncoderConfig, inner_encoder
 from models.features.config import NUM_TIME_ROWS
-from models.histories import Histories, expected_targets, later_shares, truncated
+from models.histories import Histories, expected_targets, later_shares, merged, newest
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
@@ -112,9 +112,10 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
     whole = workload.histories
-    kept = truncated(encoder, whole)
-    share = kept.num_events / whole.num_events if whole.num_events else 1.0
+    kept = newest(encoder, whole)
+    share = share_of(kept, whole)
     parts = added(*(_block(encoder, width, whole, number) for number in encoder.heads_of_blocks))
+    parts |= _merge(encoder, width, whole)
     parts["pooling"] = _pooling(encoder, width, kept).times(share)
     parts["towers"] = tower(encoder.user_tower, width).times(share)
     parts["towers"] += tower(encoder.item_tower, width).times(items_per_event)
@@ -126,7 +127,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     parts["objective"] = _objective(model.objective, width, workload).times(targets * (1.0 + sum(shares)))
     parts["later targets"] = (linear(width, width) + Flops(pointwise=3.0 * width)).times(targets * sum(shares))
     dense = num_dense_parameters(model, width, workload.projected)
-    activations = FLOAT * saved_numbers(encoder, width, share)
+    activations = FLOAT * saved_numbers(encoder, width, share, share_of(merged(encoder, whole), whole))
     looked_up = (
         FLOAT * width * (5 * items_per_event + 2)
     )  # row read, written, its gradient twice, row updated; events gathered
@@ -159,29 +160,50 @@ def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
 
 
 def _block(encoder: EncoderConfig, width: int, histories: Histories, number: int) -> dict[str, Flops]:
-    """Return the FLOPs of a block per input event, whether it receives all events or the newest ones."""
+    """Return the FLOPs of a block per input event, whether it receives all events, their tokens, or the newest events."""
     heads = encoder.heads_of_blocks[number]
-    kept = truncated(encoder, histories)
-    share = kept.num_events / histories.num_events if histories.num_events else 1.0
-    received = 1.0
-    queries = share if number == encoder.last_whole_block else 1.0  # of the events that it receives
-    pairs = pairs_per_event(encoder.attention, histories)
-    if encoder.is_truncated(number):
-        received = share
-        pairs = share * pairs_per_event(encoder.attention, kept)
-    elif queries < 1.0:
-        pairs = float((kept.lengths * histories.lengths * histories.counts).sum()) / histories.num_events
+    kept = newest(encoder, histories)
+    inputs = kept if encoder.is_truncated(number) else merged(encoder, histories)
+    received = outputs = share_of(inputs, histories)
+    pairs = received * pairs_per_event(encoder.attention, inputs)
+    if number == encoder.last_whole_block and kept.num_events < inputs.num_events:
+        outputs = share_of(kept, histories)
+        pairs = float((kept.lengths * inputs.lengths * histories.counts).sum()) / histories.num_events
     into, behind = vector_work(encoder, width, heads)
     # Queries and gates are not computed for events without an output; keys and values are.
     query_width, _, _ = encoder.attention_widths(width, heads)
     left_out = {"projections": linear(width, query_width), "gates": into["gates"]}
     block = added(
         _scaled(into, received),
-        _scaled(left_out, -received * (1.0 - queries)),
-        _scaled(behind, received * queries),
+        _scaled(left_out, outputs - received),
+        _scaled(behind, outputs),
         pair_work(encoder, width, pairs, recomputed_share(encoder), heads),
     )
     return {name: work + again(encoder, work) for name, work in block.items()}
+
+
+def _merge(encoder: EncoderConfig, width: int, histories: Histories) -> dict[str, Flops]:
+    """Return the FLOPs of token merge per input event. The inner transformer is not recomputed as a block is."""
+    if encoder.merge_size is None or not histories.num_events:
+        return {}
+    size = encoder.merge_size
+    older = histories.lengths - newest(encoder, histories).lengths
+    groups = float((-(-older // size) * histories.counts).sum()) / histories.num_events
+    work = linear(size * width, width).times(groups)
+    if encoder.merge_form == "transformer":
+        inner = inner_encoder(encoder)
+        heads = inner.attention.num_heads
+        share = float((older * histories.counts).sum()) / histories.num_events
+        pairs = float(((older // size * size**2 + (older % size) ** 2) * histories.counts).sum()) / histories.num_events
+        parts = (*vector_work(inner, width, heads), pair_work(inner, width, pairs, recomputed_share(inner), heads))
+        for part, factor in zip(parts, (share, share, 1.0), strict=True):
+            work += sum(part.values(), Flops()).times(factor)
+    return {"token merge": work}
+
+
+def share_of(histories: Histories, whole: Histories) -> float:
+    """Return the number of events relative to that of whole histories; 1 if there are none."""
+    return histories.num_events / whole.num_events if whole.num_events else 1.0
 
 
 def _scaled(parts: dict[str, Flops], factor: float) -> dict[str, Flops]:

@@ -8,7 +8,7 @@ import itertools
 from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
 from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
 from models.attention.config import AttentionConfig, with_heads
-from models.encoders.config import EncoderConfig
+from models.encoders.config import EncoderConfig, inner_encoder
 
 
 def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> int:
@@ -18,9 +18,20 @@ def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> 
     total = sum(_block_parameters(encoder, max_history, width, norm, heads) for heads in blocks)
     total += max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
     total += norm * encoder.input_norm + ((width + 1) * width + norm) * (encoder.output_head != "none")
+    total += _merge_parameters(encoder, width, norm)
     if encoder.pooling == "attention":
         total += width + 2 * width * width + (width + 1) * width
     return total + tower_parameters(encoder.user_tower, width)
+
+
+def _merge_parameters(encoder: EncoderConfig, width: int, norm: int) -> int:
+    if encoder.merge_size is None:
+        return 0
+    total = encoder.merge_size * width * width
+    if encoder.merge_form == "transformer":
+        inner = inner_encoder(encoder)
+        total += _block_parameters(inner, encoder.merge_size, width, norm, inner.attention.num_heads)
+    return total
 
 
 def tower_parameters(hidden: list[int], width: int) -> int:

@@ -30,11 +30,19 @@ class Histories:
         return self.num_events / max(1.0, float(self.counts.sum()))
 
 
-def truncated(encoder: EncoderConfig, histories: Histories) -> Histories:
-    """Return what the last blocks receive of the histories: all events, or with truncation the newest ones."""
-    if encoder.truncate_to is None:
+def newest(encoder: EncoderConfig, histories: Histories) -> Histories:
+    """Return the events that are encoded to the end: all, or with truncation or token merge the newest ones."""
+    if encoder.num_newest is None:
         return histories
-    return Histories(np.minimum(histories.lengths, encoder.truncate_to), histories.counts)
+    return Histories(np.minimum(histories.lengths, encoder.num_newest), histories.counts)
+
+
+def merged(encoder: EncoderConfig, histories: Histories) -> Histories:
+    """Return what the first block receives of the histories: all events, or with token merge the tokens."""
+    if encoder.merge_size is None or encoder.merge_recent is None:
+        return histories
+    older = np.maximum(histories.lengths - encoder.merge_recent, 0)
+    return Histories(histories.lengths - older - (-older // encoder.merge_size), histories.counts)
 
 
 def expected_targets(model: NextItemConfig, histories: Histories) -> float:

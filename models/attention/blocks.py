@@ -19,7 +19,7 @@ from models.attention.bias import prepare_ages
 from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
 from models.attention.rotary import turns_of
-from models.batches.jagged import Bucket, JaggedLayout, NewestEvents, real_places
+from models.batches.jagged import Bucket, JaggedLayout, MergedEvents, NewestEvents, real_places
 from models.compiled.attention import AttentionKernel
 
 
@@ -81,8 +81,11 @@ class AttentionContext:
     reach: int | None = None
     # (N,) bool, events that a penalty counts, of outputs "last" (n,); None: all
     counted: Tensor | None = None
-    # (N,) int64, these events among those of the batch, if they are the newest ones of its histories; None: all
+    # (N,) int64, these events among those of the batch, if they are the newest ones of its histories; of merged events the newest
+    # one of each token; None: all
     events: Tensor | None = None
+    # whether events are tokens, each of one event or of adjacent events that were merged
+    has_tokens: bool = False
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -117,14 +120,21 @@ class AttentionContext:
 
     def narrowed_to_newest(self, newest: NewestEvents) -> "AttentionContext":
         """Return the context of layers that receive only these events."""
+        return self._of_rows(newest.index, newest.layout)
+
+    def of_tokens(self, merged: MergedEvents) -> "AttentionContext":
+        """Return the context of layers that receive these tokens. A token has the times of its newest event."""
+        return replace(self._of_rows(merged.newest_event, merged.layout), has_tokens=True)
+
+    def _of_rows(self, events: Tensor, layout: JaggedLayout) -> "AttentionContext":
         assert self.candidates is None, "candidates of one history end at different events"
         assert self.outputs == "all"
         times, requested, counted = (
-            None if values is None else values.index_select(0, newest.index)
+            None if values is None else values.index_select(0, events)
             for values in (self.times, self.request_times, self.counted)
         )
         return AttentionContext(
-            newest.layout, times, requested, reach=self.reach, counted=counted, events=newest.index, kernel=self.kernel
+            layout, times, requested, reach=self.reach, counted=counted, events=events, kernel=self.kernel
         )
 
     def output_rows(self, x: Tensor) -> Tensor:

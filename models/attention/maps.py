@@ -1,7 +1,8 @@
 """Maps of attention weights, computed again from what the layers of a model received.
 
 Layers do not return their weights. `recorded_layers` notes the input of each layer of a forward pass, and `maps_of` computes its
-weights with the code of models.attention.tiled: multiplied by the values they give the layer's own output.
+weights with the code of models.attention.tiled: multiplied by the values they give the layer's own output. Where events were
+merged, the weights are those of tokens, and the events of a token share its weight evenly.
 
 Shapes: B histories, N events, L longest history, M maps (heads, times channels), Q queries of a history: L, or 1 for the last event
 or a candidate.
@@ -9,7 +10,7 @@ or a candidate.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class LayerMaps:
     """"weights", and "position" or "time" for biases that are maps of their own."""
     is_candidate: bool
     """True if the queries are candidates, False if they are events."""
+    only_last: bool = False
+    """True if the only query is the last event."""
 
     @property
     def num_heads(self) -> int:
@@ -63,12 +66,15 @@ class Recording:
 
 
 @contextmanager
-def recorded_layers(model: nn.Module, pooling: type[nn.Module]) -> Iterator[Recording]:
+def recorded_layers(
+    model: nn.Module, pooling: type[nn.Module], left_out: type[nn.Module] | None = None
+) -> Iterator[Recording]:
     """Record the attention of every forward pass of the model until the context exits.
 
     Args:
         model: a model with attention.
         pooling: the class of attention pooling, which this package does not import.
+        left_out: a class of modules with attention of their own that is not recorded.
     """
     recording = Recording()
 
@@ -77,7 +83,10 @@ def recorded_layers(model: nn.Module, pooling: type[nn.Module]) -> Iterator[Reco
         recording.layers.append(RecordedLayer(module, tuple(inputs), context))
 
     kinds = (Attention, TargetAttention, MeanOfEvents, pooling)
-    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, kinds)]
+    merges = [] if left_out is None else [module for module in model.modules() if isinstance(module, left_out)]
+    inner = {id(part) for module in merges for part in module.modules()}
+    layers = [module for module in model.modules() if isinstance(module, kinds) and id(module) not in inner]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         yield recording
     finally:
@@ -116,6 +125,13 @@ def maps_of(layer: RecordedLayer, offsets: Tensor) -> list[LayerMaps]:
 def _of_events(
     query_NHK: Tensor, key_NGK: Tensor, context: AttentionContext, terms: AttentionTerms, offsets: Tensor
 ) -> LayerMaps:
+    if context.has_tokens:
+        assert context.events is not None
+        of_tokens = replace(context, events=None, has_tokens=False)
+        own_offsets = context.layout.offsets
+        return _spread(
+            _of_events(query_NHK, key_NGK, of_tokens, terms, own_offsets), context.events, own_offsets, offsets
+        )
     places = _Places.of(offsets)
     only_last = context.outputs == "last"
     num_queries = 1 if only_last else places.longest
@@ -142,7 +158,32 @@ def _of_events(
         dense[history, place, places.place[of_key]] = (
             weights.flatten(1, 2).permute(0, 2, 3, 1)[row, asking, seen].to(dense.dtype)
         )
-    return LayerMaps(dense.permute(0, 3, 1, 2), None, _channels(terms), False)
+    return LayerMaps(dense.permute(0, 3, 1, 2), None, _channels(terms), False, only_last)
+
+
+def _spread(maps: LayerMaps, newest_event: Tensor, token_offsets: Tensor, offsets: Tensor) -> LayerMaps:
+    """Return the weights of events from those of tokens.
+
+    The events of a token share its weight evenly. As queries each of them has the row of the token.
+
+    Args:
+        maps: the weights of tokens.
+        newest_event: the newest event of each token, ascending.
+        token_offsets: bounds of the histories among the tokens, (B + 1,).
+        offsets: bounds of the histories among the events, (B + 1,).
+    """
+    places, of_tokens = _Places.of(offsets), _Places.of(token_offsets)
+    token_N = torch.searchsorted(newest_event, torch.arange(places.history.numel(), device=offsets.device))
+    num_events = torch.bincount(token_N, minlength=newest_event.numel())[token_N][:, None, None]
+    place_N = of_tokens.place[token_N]
+    size, num_maps, num_queries, _ = maps.weights.shape
+    seen = maps.weights.new_zeros((size, num_maps, num_queries, places.longest))
+    seen[places.history, :, :, places.place] = maps.weights[places.history, :, :, place_N] / num_events
+    if maps.only_last:
+        return replace(maps, weights=seen)
+    weights = seen.new_zeros((size, num_maps, places.longest, places.longest))
+    weights[places.history, :, places.place] = seen[places.history, :, place_N]
+    return replace(maps, weights=weights)
 
 
 def _of_candidates(
@@ -189,7 +230,7 @@ def _differences(module: Any, maps: LayerMaps) -> LayerMaps:
     if maps.own is not None:
         own_first, own_second = maps.own.chunk(2, dim=1)
         own = own_first - share * own_second
-    return LayerMaps(first - share * second, own, maps.channels, maps.is_candidate)
+    return replace(maps, weights=first - share * second, own=own)
 
 
 @dataclass(frozen=True)

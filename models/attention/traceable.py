@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
-from models.batches.jagged import Bucket, JaggedLayout, NewestEvents
+from models.batches.jagged import Bucket, JaggedLayout, MergedEvents, NewestEvents
 
 
 def traceable_layout(offsets: Tensor, num_events: int, places: Tensor) -> JaggedLayout:
@@ -79,6 +79,74 @@ def traceable_newest(layout: JaggedLayout, number: int) -> NewestEvents:
     bucket = Bucket(gather, event, event)
     own = JaggedLayout(offsets, place.expand_as(gather).flatten(), (bucket,), traceable=True)
     return NewestEvents(number, index, own)
+
+
+def traceable_merged(layout: JaggedLayout, size: int, recent: int, longest: int) -> MergedEvents:
+    """Return the tokens of each history as one padded block, with as many groups for each as the longest history can have.
+
+    Its own groups come first, then its newest events. Tokens that follow are padding. No token of the history sees them, and nobody
+    uses their output.
+
+    Args:
+        layout: of the events, traceable. No history is empty.
+        size: number of events of a group.
+        recent: number of newest events that are not merged.
+        longest: number of events of the longest history that is allowed.
+    """
+    start = layout.offsets[:-1, None]
+    num_older, num_groups, num_tokens = _tokens(layout, size, recent)
+    most_groups = -(-max(0, longest - recent) // size)
+    group = torch.arange(most_groups, device=start.device)
+    first = start + num_older - (num_groups - group) * size  # event of the first slot of each group, (B, most_groups)
+    slot = torch.arange(size, device=start.device)
+    event = first[:, :, None] + slot
+    is_event = (event >= start[:, :, None]) & (group < num_groups)[:, :, None]
+    # A slot without an event points at the last one, which always has one in a group that is used: so attention sees it once.
+    slots = torch.arange(is_event.numel(), device=start.device).view(is_event.shape)
+    groups = JaggedLayout(
+        torch.arange(is_event.numel() // size + 1, device=start.device) * size,
+        slot.expand(is_event.shape).flatten(),
+        (Bucket(slots.view(-1, size), slots.flatten(), torch.where(is_event, slots, slots[:, :, -1:]).flatten()),),
+        traceable=True,
+    )
+    place = torch.arange(most_groups + recent, device=start.device)
+    is_group = place < num_groups
+    is_whole = ~is_group & (place < num_tokens)
+    whole_event = torch.where(is_whole, start + num_older + place - num_groups, 0)
+    number = torch.arange(start.shape[0], device=start.device)[:, None]
+    last_of_group = start + num_older - (num_groups - 1 - place) * size - 1
+    rows = torch.where(is_group, number * most_groups + place, start.shape[0] * most_groups + whole_event)
+    tokens = torch.arange(rows.numel(), device=start.device).view(rows.shape)
+    own = JaggedLayout(
+        torch.arange(start.shape[0] + 1, device=start.device) * place.shape[0],
+        place.expand_as(tokens).flatten(),
+        (Bucket(tokens, tokens.flatten(), tokens.flatten()),),
+        traceable=True,
+    )
+    return MergedEvents(
+        torch.where(is_event, event, 0).flatten(),
+        slots.flatten(),
+        groups,
+        rows.flatten(),
+        torch.where(is_group, last_of_group, whole_event).flatten(),
+        own,
+        is_event.flatten(),
+    )
+
+
+def _tokens(layout: JaggedLayout, size: int, recent: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how many older events, groups and tokens each history has, (B, 1) int64 each."""
+    lengths = layout.offsets.diff()[:, None]
+    num_older = (lengths - recent).clamp(min=0)
+    num_groups = (num_older + size - 1) // size
+    return num_older, num_groups, num_groups + lengths - num_older
+
+
+def last_tokens(layout: JaggedLayout, size: int, recent: int, longest: int) -> Tensor:
+    """Return the row of the last event of each history, (B,) int64, among the tokens of `traceable_merged`."""
+    _, _, num_tokens = _tokens(layout, size, recent)
+    most = -(-max(0, longest - recent) // size) + recent
+    return torch.arange(num_tokens.shape[0], device=num_tokens.device) * most + num_tokens[:, 0] - 1
 
 
 def last_rows(layout: JaggedLayout, number: int | None) -> Tensor:

@@ -43,6 +43,7 @@ class JaggedLayout:
     buckets: tuple[Bucket, ...]
     traceable: bool = False  # one bucket, from which torch.export can trace a program (models.attention.traceable)
     _newest: dict[int, "NewestEvents"] = field(default_factory=dict, compare=False, repr=False)
+    _merged: dict[tuple[int, int], "MergedEvents"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_events(self) -> int:
@@ -75,6 +76,15 @@ class JaggedLayout:
             self._newest[number] = _newest_events(self.offsets, number)
         return self._newest[number]
 
+    def merged(self, size: int, recent: int) -> "MergedEvents":
+        """Return the tokens of each history: groups of `size` adjacent older events, and the `recent` newest events.
+
+        They are laid out once, on the host.
+        """
+        if (size, recent) not in self._merged:
+            self._merged[size, recent] = _merged_events(self.offsets, size, recent)
+        return self._merged[size, recent]
+
 
 @dataclass(frozen=True)
 class NewestEvents:
@@ -92,6 +102,55 @@ def _newest_events(offsets: Tensor, number: int) -> NewestEvents:
     own = np.concatenate(([0], np.cumsum(kept)))
     index = np.arange(own[-1]) + np.repeat(ends - kept - own[:-1], kept)
     return to_device(NewestEvents(number, torch.from_numpy(index), layout_of(own)), offsets.device)
+
+
+@dataclass(frozen=True)
+class MergedEvents:
+    """Histories as tokens: groups of adjacent older events, oldest first, and then the newest events.
+
+    Groups are counted from the newest of the older events, so only the oldest group of a history can have fewer than `size` events.
+    A group has `size` slots. Its events are in the last ones.
+    """
+
+    older: Tensor  # (O,) int64, the events that are in groups, ascending
+    slots: Tensor  # (O,) int64, slot of each of them among those of all G groups
+    groups: JaggedLayout  # of these events, with a group in the place of a history
+    rows: Tensor  # (T,) int64, the row of each token among G groups followed by all N events
+    newest_event: Tensor  # (T,) int64, the newest event of each token
+    layout: JaggedLayout  # of the tokens; it has the same number of histories
+    # (O,) bool, of a traceable layout: which slots hold an event. Each slot has an entry in `older`
+    is_event: Tensor | None = None
+
+
+def _merged_events(offsets: Tensor, size: int, recent: int) -> MergedEvents:
+    bounds = offsets.cpu().numpy()
+    bounds = bounds - bounds[0]
+    lengths = np.diff(bounds)
+    num_older = np.maximum(lengths - recent, 0)
+    num_groups = -(-num_older // size)
+    num_tokens = num_groups + lengths - num_older
+    first_group, first_token, first_older = (
+        np.concatenate(([0], np.cumsum(counts))) for counts in (num_groups, num_tokens, num_older)
+    )
+    place = np.arange(first_older[-1]) - np.repeat(first_older[:-1], num_older)  # of an older event in its history
+    older = np.repeat(bounds[:-1], num_older) + place
+    slots = np.repeat(first_group[1:] * size - num_older, num_older) + place
+    group_sizes = np.bincount(slots // size, minlength=first_group[-1])
+    number = np.arange(first_token[-1]) - np.repeat(first_token[:-1], num_tokens)  # of a token in its history
+    from_end = np.repeat(num_tokens, num_tokens) - number - 1
+    newer_groups = from_end - np.repeat(lengths - num_older, num_tokens)  # than this group; below 0 for an event
+    event = np.repeat(bounds[1:], num_tokens) - 1 - from_end
+    last_of_group = np.repeat(bounds[:-1] + num_older, num_tokens) - 1 - newer_groups * size
+    group = np.repeat(first_group[:-1], num_tokens) + number
+    merged = MergedEvents(
+        torch.from_numpy(older),
+        torch.from_numpy(slots),
+        layout_of(np.concatenate(([0], np.cumsum(group_sizes)))),
+        torch.from_numpy(np.where(newer_groups >= 0, group, first_group[-1] + event)),
+        torch.from_numpy(np.where(newer_groups >= 0, last_of_group, event)),
+        layout_of(first_token),
+    )
+    return to_device(merged, offsets.device)
 
 
 def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:

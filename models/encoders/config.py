@@ -131,6 +131,24 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=65536,
         description="number of newest events that the blocks after truncate_after receive; default: no truncation",
     )
+    merge_size: int | None = Field(
+        None,
+        ge=2,
+        le=256,
+        description="next-item models: number of adjacent events that are merged into one token before the blocks (token merge, "
+        "LONGER). Only events older than the merge_recent newest ones are merged; default: none",
+    )
+    merge_recent: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="number of newest events that are not merged. Only these are targets in training; default: no merge",
+    )
+    merge_form: Literal["projection", "transformer"] = Field(
+        "projection",
+        description="projection: a token is a projection of the vectors of its events, joined; transformer: events of a group "
+        "first attend to each other in a block of their own (LONGER's inner transformer)",
+    )
     pooling: Literal["last", "attention"] = Field(
         "last",
         description="vector of the history up to an event: the output of that event, or an average of all outputs up to it, "
@@ -202,6 +220,28 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     @model_validator(mode="after")
+    def _merge_fits(self) -> "EncoderConfig":
+        if (self.merge_size is None) != (self.merge_recent is None):
+            missing = "merge_recent" if self.merge_recent is None else "merge_size"
+            raise ValueError(f"token merge needs merge_size and merge_recent; {missing} is not set")
+        if self.merge_size is None:
+            if self.merge_form != "projection":
+                raise ValueError(f'merge_form = "{self.merge_form}" needs merge_size and merge_recent')
+            return self
+        reasons = {
+            'attention.mask = "bidirectional": a masked event in a group would not be restored': self.bidirectional,
+            'pooling = "attention": an average would count a group as one event': self.pooling == "attention",
+            "truncate_after: both decide which events are encoded to the end": self.truncate_after is not None,
+            "num_blocks = 0: no output would depend on the merged events": self.num_blocks == 0,
+        }
+        for reason, applies in reasons.items():
+            if applies:
+                raise ValueError(
+                    f"merge_size cannot be combined with {reason}; unset merge_size and merge_recent, or change it"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _heads_by_block_fit(self) -> "EncoderConfig":
         if self.heads_by_block is None:
             return self
@@ -244,9 +284,15 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
         With a window a block computes all events, since its cost is linear in the window.
         """
-        if self.truncate_after is None or self.attention.window is not None:
+        if self.num_newest is None or self.attention.window is not None:
             return None
-        return max((number for number in self.heads_of_blocks if number <= self.truncate_after), default=None)
+        after = self.num_blocks if self.truncate_after is None else self.truncate_after
+        return max((number for number in self.heads_of_blocks if number <= after), default=None)
+
+    @property
+    def num_newest(self) -> int | None:
+        """Return how many newest events of a history are encoded to the end, and alone are targets; None: all."""
+        return self.merge_recent if self.truncate_to is None else self.truncate_to
 
     @property
     def bidirectional(self) -> bool:
@@ -257,3 +303,17 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def uses_time(self) -> bool:
         """Return whether the encoder uses the times of events."""
         return self.attention.uses_time
+
+
+def inner_encoder(config: EncoderConfig) -> EncoderConfig:
+    """Return the settings of the inner transformer: a plain block in which the events of a group all see each other.
+
+    It has no positions of its own. The slots of a group enter by the projection, and learned positions by the events.
+    """
+    return EncoderConfig(
+        num_blocks=1,
+        positions="none",
+        norm=config.norm,
+        dropout=config.dropout,
+        attention=AttentionConfig(num_heads=config.attention.num_heads, mask="bidirectional"),
+    )

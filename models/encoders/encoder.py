@@ -7,7 +7,7 @@ are settings of this one class. docs/attention.md lists how each deviates from i
 Shapes: N total events, M candidates, n histories that are not empty, D model width.
 
 The invariant: under a causal mask, output i is a function of the events up to i of its own history only. With positions that
-count from the newest event, or with truncation, it also depends on the number of later events.
+count from the newest event, with truncation, or with token merge, it also depends on the number of later events.
 """
 
 import torch
@@ -21,6 +21,7 @@ from models.attention.traceable import traceable_newest
 from models.batches.jagged import JaggedLayout, NewestEvents
 from models.encoders.block import EncoderBlock, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
+from models.encoders.merge import TokenMerge
 from models.encoders.pooling import AttentionPooling
 from models.encoders.tower import Tower
 from models.layers.dropout import Dropout
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
         self.input_norm = norm_of(config, width) if config.input_norm else None
         self.dropout = Dropout(config.dropout)
+        self.merge = None if config.merge_size is None else TokenMerge(width, max_history, config)
         self.depths = tuple(config.heads_of_blocks)  # of the blocks that are not left out, from 1
         self.blocks = nn.ModuleList(
             EncoderBlock(width, max_history, config, depth, heads) for depth, heads in config.heads_of_blocks.items()
@@ -58,8 +60,8 @@ class Encoder(nn.Module):
 
         Returns:
             The encoded events (N, D), or candidates (M, D), or last events (n, D) in the order of the histories, and the scaled
-            penalty of the attention weights or None. With `truncate_to` the encoded events are the newest ones of each history,
-            those of `layout.newest(truncate_to)`.
+            penalty of the attention weights or None. With truncation or token merge the encoded events are the newest ones of each
+            history, those of `layout.newest(config.num_newest)`. With token merge a traceable layout gives the rows of all tokens.
             A candidate is encoded as if it were the event after those that it sees. No event sees a candidate.
         """
         if self.input_scale is not None:
@@ -69,6 +71,8 @@ class Encoder(nn.Module):
         if self.input_norm is not None:
             x_ND = self.input_norm(x_ND)
         x_ND = self.dropout(x_ND)
+        if self.merge is not None:
+            x_ND, context = self.merge(x_ND, context)
         x_ND, context, penalties = self._through_blocks(x_ND, context, only_last)
         narrowed = _of_last_layer(context, only_last)
         if not self.blocks and self.pooling is None:
@@ -115,9 +119,9 @@ class Encoder(nn.Module):
         return x_ND, context, penalties
 
     def _newest(self, layout: JaggedLayout) -> NewestEvents | None:
-        """Return the events that truncated blocks receive; None if these are all."""
-        number = self.config.truncate_to
-        if number is None:
+        """Return the events that are encoded to the end, and that truncated blocks receive; None if these are all."""
+        number = self.config.num_newest
+        if number is None or (layout.traceable and self.merge is not None):
             return None
         if layout.traceable:
             return traceable_newest(layout, number)
@@ -154,6 +158,15 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention | PositionBias | TimeBias):
                 module.initialize()
+
+
+def lay_out_parts(layout: JaggedLayout, config: EncoderConfig) -> None:
+    """Lay out the newest events and the tokens of a batch on the host, so that an encoder finds them when it runs."""
+    if config.num_newest is None:
+        return
+    layout.newest(config.num_newest)
+    if config.merge_size is not None:
+        layout.merged(config.merge_size, config.num_newest).layout.newest(config.num_newest)
 
 
 def _of_last_layer(context: AttentionContext, only_last: bool) -> AttentionContext:

@@ -95,7 +95,7 @@ class NextItemModel(TableModel):
     def _places_of_targets(self, batch: HistoryBatch) -> tuple[Tensor | None, Tensor]:
         """Return the encoded event of each target, (T,), or None if these are all; and the positions of the encoded events."""
         target_T = batch.target_event
-        kept = self.config.encoder.truncate_to
+        kept = self.config.encoder.num_newest
         if kept is None:
             return target_T, batch.layout.positions
         newest = batch.layout.newest(kept)
@@ -143,7 +143,7 @@ class NextItemModel(TableModel):
     def can_continue(self) -> bool:
         """Return whether earlier events keep their keys and values when a history grows (models.attention.continued)."""
         encoder = self.config.encoder
-        return not encoder.bidirectional and encoder.positions_from == "oldest" and encoder.truncate_after is None
+        return not encoder.bidirectional and encoder.positions_from == "oldest" and encoder.num_newest is None
 
     def continued_vectors(
         self, rows: Mapping[str, Tensor], batch: HistoryBatch, past: PastEvents, num_final: Tensor

@@ -88,5 +88,10 @@ def check_encoder(encoder: EncoderConfig) -> None:
             "encoder.truncate_after keeps the newest events of a history, which differ between its impressions: unset it and "
             "encoder.truncate_to; for less work in all blocks, set encoder.attention.window or lower max_history"
         )
+    if encoder.merge_size is not None:
+        raise ValueError(
+            "encoder.merge_size merges the events before the newest ones of a history, and an impression in between would receive "
+            "later events: unset it and encoder.merge_recent; for less work, set encoder.attention.window or lower max_history"
+        )
     if encoder.item_tower:
         raise ValueError("encoder.item_tower applies to next-item models only; leave it at []")

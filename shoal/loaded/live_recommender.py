@@ -22,7 +22,7 @@ class LiveRecommender:
 
     The lists equal those of `NextItemRecommender.recommend` for the same history. Attention keys and values of earlier events are
     kept from request to request, so only the newest events are encoded. Models with earlier events that depend on later ones,
-    truncated encoders, and histories longer than `model.max_history`, are encoded as a whole.
+    encoders with truncation or token merge, and histories longer than `model.max_history`, are encoded as a whole.
     """
 
     def __init__(

@@ -308,6 +308,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "truncated, pooled": {
         "encoder": {"kind": "two_tower", "positions": "rotary", "truncate_after": 1, "truncate_to": 2},
     },
+    "merged events": {
+        "encoder": {"kind": "hstu", "num_blocks": 3, "merge_size": 2, "merge_recent": 2},
+        "inputs": {"request_time": True},
+    },
+    "merged by a transformer": {
+        "encoder": {"positions": "rotary", "merge_size": 2, "merge_recent": 1, "merge_form": "transformer"},
+    },
 }
 
 

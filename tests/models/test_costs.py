@@ -90,6 +90,17 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "truncated and recomputed": {"kind": "ligr", "recompute": True, "truncate_after": 1, "truncate_to": 5},
     "truncated, pruned": {"num_blocks": 3, "heads_by_block": [1, 0, 0], "truncate_after": 1, "truncate_to": 5},
+    "merged": {"num_blocks": 3, "merge_size": 4, "merge_recent": 5},
+    "merged in a window": {"kind": "hstu", "merge_size": 2, "merge_recent": 6, "attention": {"window": 4}},
+    "merged by a transformer": {
+        "positions": "rotary",
+        "merge_size": 3,
+        "merge_recent": 5,
+        "merge_form": "transformer",
+        "attention": {"num_heads": 2, "bias": "both"},
+    },
+    "merged and recomputed": {"kind": "ligr", "recompute": True, "merge_size": 2, "merge_recent": 1},
+    "merged, pruned": {"num_blocks": 3, "heads_by_block": [1, 1, 0], "merge_size": 4, "merge_recent": 5},
     "dropout in swiglu": {"kind": "ligr", "feed_forward_dropout": 0.3, "output_head": "gelu"},
 }
 
@@ -280,7 +291,7 @@ def test_constants_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu", "truncated"]
+    "form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu", "truncated", "merged"]
 )
 def test_activations_are_about_those_that_autograd_keeps(form: str) -> None:
     config = model_config({**FORMS[form], "num_blocks": 4})

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "train.early_stopping",
     "train.log_every_steps",
     "train.sample_log",
+    "train.deal_by",  # only decides which worker trains an example
     "train.catalogue_workers",  # only decides where items are scored
     "train.max_nonfinite_steps",
     "tables.*.sharding",
@@ -50,6 +51,7 @@ FREE_TO_CHANGE = (
 # Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
 # so that runs and stages of earlier versions keep their digests.
 LATER = {
+    "train.deal_by": "length",
     "train.streams": 64,
     "train.catalogue_workers": 1,
     "train.compiled_kernels": False,
@@ -62,6 +64,9 @@ LATER = {
     "model.encoder.candidate_norms": False,
     "model.encoder.truncate_after": None,
     "model.encoder.truncate_to": None,
+    "model.encoder.merge_size": None,
+    "model.encoder.merge_recent": None,
+    "model.encoder.merge_form": "projection",
     "model.encoder.attention.temperature_factor": 1.0,
     "model.interest.attention.temperature_factor": 1.0,
 }

@@ -60,6 +60,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="maximum number of input events in the global batch. If set, it replaces batch_size, and a batch takes as "
         "many histories as fit; default: batch_size decides",
     )
+    deal_by: Literal["length", "flops"] = Field(
+        "length",
+        description="with batch_tokens: how the histories of a global batch are divided among workers. length: the longest first, "
+        "to the workers in turn; flops: those with most estimated FLOPs first, each to the worker with fewest so far",
+    )
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -168,6 +173,15 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         False,
         description="record the ids of the histories trained at each step in sample_log/ in the run folder, for audits",
     )
+
+    @model_validator(mode="after")
+    def _reject_dealing_without_budget(self) -> "TrainConfig":
+        if self.deal_by != "length" and self.batch_tokens is None:
+            raise ValueError(
+                f'deal_by = "{self.deal_by}" divides batches of a number of events, and batch_size gives workers equal numbers of '
+                'histories: set batch_tokens, or leave it at "length"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _reject_decay_without_averages(self) -> "TrainConfig":

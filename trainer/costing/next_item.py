@@ -3,12 +3,15 @@
 import numpy as np
 
 from models.config import NextItemConfig
-from models.costs import Projected
+from models.costs import Projected, Workload, costs_of
 from models.histories import Histories
 from trainer.config.run_config import RunConfig
 from trainer.data.inputs import UsedFeatures
 from trainer.data.stream.stochastic_length import shortened_length, whole_probabilities
 from trainer.placement.loads import ITEM_TABLE
+
+CHOSEN_LENGTHS = 512  # at most, of which `costs_by_length` computes the costs
+LARGEST_COST = 1 << 32  # sums over the largest batch stay below 2^63
 
 
 def training_histories(train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> Histories:
@@ -59,3 +62,35 @@ def projected_features(config: RunConfig, used: UsedFeatures) -> tuple[Projected
             if not of_table or own != width:
                 features_of_width.append(Projected(feature.owner, own, of_table))
     return tuple(features_of_width)
+
+
+def costs_by_length(config: RunConfig, model: NextItemConfig, num_items: int) -> np.ndarray:
+    """Return the FLOPs of a training example of each length from 0 to max_history, relative to each other, (n,) int64.
+
+    For an encoder without a window, truncation and token merge they are a L + b L^2. They include the objective, unless workers
+    divide the catalogue. Between CHOSEN_LENGTHS lengths they are interpolated. What a step computes once is left out.
+
+    Args:
+        config: the config.
+        model: its model.
+        num_items: number of items of the training part.
+    """
+    longest = model.max_history
+    chosen = np.unique(np.linspace(1, longest, CHOSEN_LENGTHS).round().astype(np.int64))
+    flops = np.asarray([0.0, *(_flops_of(config, model, num_items, length) for length in chosen.tolist())])
+    costs = np.interp(np.arange(longest + 1), np.concatenate(([0], chosen)), flops)
+    if model.stochastic_length is not None:
+        shortened = shortened_length(longest, model.stochastic_length)
+        lengths = np.arange(longest + 1)
+        whole = whole_probabilities(lengths, shortened)
+        costs = whole * costs + (1.0 - whole) * costs[np.minimum(lengths, shortened)]
+    relative: np.ndarray = np.rint(costs * (LARGEST_COST / costs.max())).astype(np.int64)
+    return relative
+
+
+def _flops_of(config: RunConfig, model: NextItemConfig, num_items: int, length: int) -> float:
+    """Return the FLOPs of one example."""
+    alone = Workload(Histories.of(np.asarray([length])), float(length), num_items, items_per_step=0.0)
+    costs = costs_of(model, config.tables[ITEM_TABLE].dim, alone)
+    divided = config.train.catalogue_workers > 1
+    return length * sum(part.training for name, part in costs.parts.items() if not (divided and name == "objective"))

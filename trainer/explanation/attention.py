@@ -5,6 +5,9 @@ block the weights of the last event, or of the candidate if it passes through th
 none in DIN) can have negative weights, and weights that do not sum to one. Of a differential head it is the first map minus the
 learned share of the second.
 
+With token merge the events of a group share the weight of their token evenly. The weights inside a group (`merge_form =
+"transformer"`) are not part of the maps.
+
 A model of masked items attends from the masked event that it appends. The weight of that event for itself belongs to no event of
 the history.
 
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from models.attention.maps import LayerMaps, maps_of, recorded_layers
 from models.attention.target import MeanOfEvents, TargetAttention
+from models.encoders.merge import TokenMerge
 from models.encoders.pooling import AttentionPooling
 from trainer.explanation.attribution import Attribution, MapName
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, Explained, Prepared, pieces
@@ -54,7 +58,7 @@ class AttentionMaps:
 def attention_maps(model: Explained, prepared: Prepared) -> AttentionMaps:
     """Return the weights of all layers for prepared questions."""
     network: Any = model.trained.model
-    with recorded_layers(network, AttentionPooling) as recording:
+    with recorded_layers(network, AttentionPooling, TokenMerge) as recording:
         scores = model.scores(prepared, model.vectors(prepared))
     offsets = prepared.batch.layout.offsets
     layers: list[NamedMaps] = []

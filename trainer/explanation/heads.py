@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.attention.layer import Attention
 from models.attention.target import TargetAttention
+from models.encoders.merge import TokenMerge
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, Explained, pieces
 from trainer.explanation.questions import Questions
 
@@ -74,8 +75,9 @@ def _heads_of(model: nn.Module) -> list[_Head]:
     """Return the heads of all blocks of the encoder, then those of a ranker's candidates."""
     heads: list[_Head] = []
     block = 0
+    inner = {id(part) for merge in model.modules() if isinstance(merge, TokenMerge) for part in merge.modules()}
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention) and id(module) not in inner:
             block += 1
             heads += [_Head(f"block {block}", number, module) for number in range(module.config.num_heads)]
     for module in model.modules():

@@ -35,8 +35,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention.traceable import last_of_each, last_rows, traceable_candidates, traceable_layout
+from models.attention.traceable import last_of_each, last_rows, last_tokens, traceable_candidates, traceable_layout
 from models.batches.history_batch import HistoryBatch
+from models.batches.jagged import JaggedLayout
+from models.encoders.encoder import Encoder
 from models.features.composer import ItemComposer
 from models.features.request import ITEM_TABLE, ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
@@ -104,7 +106,7 @@ class NextItemProgram(Program):
         of_events = self._values("event", model.inputs.inputs.events, inputs, rows)
         of_users = self._values("user", model.inputs.inputs.users, inputs, rows)
         nothing = items[:0]
-        last = last_rows(layout, model.config.encoder.truncate_to)
+        last = _last_rows(layout, model.encoder)
         batch = HistoryBatch(
             row_ids=nothing,
             layout=layout,
@@ -197,6 +199,14 @@ def _as_values(feature: InputFeature, name: str, embedding: Tensor) -> FeatureVa
     none = torch.zeros(0, dtype=torch.int64)
     bags = None if feature.table is None else BagRange(name, 0, embedding.shape[0])
     return FeatureValues(none, none, embedding[:0], embedding, bags)
+
+
+def _last_rows(layout: JaggedLayout, encoder: Encoder) -> Tensor:
+    """Return the row of the last event of each history in what the encoder returns of a traceable layout, (B,) int64."""
+    merge = encoder.merge
+    if merge is not None:
+        return last_tokens(layout, merge.size, merge.recent, merge.max_history)
+    return last_rows(layout, encoder.config.num_newest)
 
 
 def _named(inputs: Tensors, prefix: str) -> dict[str, Tensor]:

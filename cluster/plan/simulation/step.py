@@ -139,7 +139,9 @@ def step_seconds(
     if config.train.batch_tokens is None:
         slowest = fixed + slowest_of_examples(of_example, config.train.batch_size, num_ranks)
     else:
-        slowest = fixed + slowest_of_budget(of_example, config.train.batch_tokens, num_ranks)
+        slowest = fixed + slowest_of_budget(
+            of_example, config.train.batch_tokens, num_ranks, config.train.deal_by == "flops"
+        )
     dense = mean * slowdown
     phases = {name: float(phase.sum(axis=0).max(initial=0.0)) for name, phase in planned.prediction.phases.items()}
     exchange = sum(phases[name] for name in NETWORK_PHASES)

@@ -2,7 +2,7 @@
 
 A step ends when its busiest rank does. Examples are assumed to be drawn independently. With a number of examples per batch the
 distribution of a rank's sum is computed exactly, up to a grid of 1/64 of a standard deviation; with a budget of input events,
-batches are drawn with a fixed seed and dealt by length as training does (trainer.data.stream.dealing).
+batches are drawn with a fixed seed and dealt by length or work as training does (trainer.data.stream.dealing).
 """
 
 from dataclasses import dataclass
@@ -83,20 +83,24 @@ def _sum_of(examples: ExampleWork, number: int, step: float) -> tuple[int, Float
     return first, np.roll(parts, -(first % size))
 
 
-def slowest_of_budget(examples: ExampleWork, budget: int, num_ranks: int) -> float:
-    """Return the expected work of the busiest rank, if a batch has `budget` input events and is dealt by length."""
+def slowest_of_budget(examples: ExampleWork, budget: int, num_ranks: int, by_work: bool = False) -> float:
+    """Return the expected work of the busiest rank, if a batch has `budget` input events and is dealt by length, or by work."""
     mean_length = float(examples.probabilities @ examples.lengths)
     if num_ranks == 1:
         return budget / max(1.0, mean_length) * examples.mean
     rng = np.random.default_rng(SEED)
     per_batch = int(1.5 * budget / max(1.0, mean_length)) + int(examples.lengths.max(initial=1)) + 2
     num_batches = max(1, min(NUM_BATCHES, MAX_DRAWN // per_batch))
+    costs = None
+    if by_work:
+        costs = np.zeros(int(examples.lengths.max(initial=0)) + 1, dtype=np.int64)
+        costs[examples.lengths] = np.rint(examples.work * ((1 << 32) / max(examples.work.max(initial=0.0), 1e-300)))
     ratios = []
     for _ in range(num_batches):
         drawn = rng.choice(examples.lengths.size, per_batch, p=examples.probabilities)
         lengths = examples.lengths[drawn]
         stop = int(runs_within(lengths, budget, complete=True)[1])
-        ranks = owners(lengths[:stop], np.asarray([0, stop]), num_ranks)
+        ranks = owners(lengths[:stop], np.asarray([0, stop]), num_ranks, costs)
         sums = np.bincount(ranks, examples.work[drawn[:stop]], num_ranks)
         ratios.append(sums.max() * num_ranks / max(sums.sum(), 1e-300))
     return float(np.mean(ratios)) * budget / max(1.0, mean_length) * examples.mean / num_ranks

@@ -29,6 +29,7 @@ NOTHING: Settings = {}
 HSTU_RANKER = {"model.kind": "hstu"}
 TWO_BLOCKS = {"model.encoder.num_blocks": 2}
 TRUNCATED = {**TWO_BLOCKS, "model.encoder.truncate_after": 1, "model.encoder.truncate_to": 4}
+MERGED = {"model.encoder.merge_size": 2, "model.encoder.merge_recent": 2}
 
 INPUTS = (
     Entry("model.max_history", 3, longest_history, 3),
@@ -100,6 +101,13 @@ ENCODER = (
     Entry("model.encoder.truncate_to", 2, loss, base=TRUNCATED),
     Entry("model.encoder.truncate_to", 6, base=TRUNCATED, refused="must be below max_history = 6"),
     Entry("model.encoder.truncate_after", 2, base=TRUNCATED, refused="leaves no deeper block of num_blocks = 2"),
+    Entry("model.encoder.merge_size", 2, loss, besides={"model.encoder.merge_recent": 2}),
+    Entry("model.encoder.merge_size", 3, loss, base=MERGED),
+    Entry("model.encoder.merge_recent", 2, num_targets, besides={"model.encoder.merge_size": 2}),
+    Entry("model.encoder.merge_recent", 1, loss, base=MERGED),
+    Entry("model.encoder.merge_recent", 6, base=MERGED, refused="must be below max_history = 6"),
+    Entry("model.encoder.merge_form", "transformer", loss, base=MERGED),
+    Entry("model.encoder.merge_form", "transformer", refused="needs merge_size and merge_recent"),
     Entry("model.encoder.positions", "rotary", loss),
     Entry("model.encoder.positions", "none", loss),
     Entry("model.encoder.positions_from", "newest", loss),

@@ -1,7 +1,7 @@
 """What the settings' tests see of a training, from its first batch to the files that it leaves."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -282,6 +282,13 @@ def largest_batch(lab: Lab, config: Config) -> int:
     """Return the number of input events of the largest batch of an epoch."""
     model = model_of(lab, config)
     return max(step.batch.layout.num_events for step in model.stream.steps(Position(0, 0), 1))
+
+
+def shares_of_four_workers(lab: Lab, config: Config) -> list[list[int]]:
+    """Return the positions of the examples that each of four workers would train in the first batches."""
+    batches = model_of(lab, config).stream.batches
+    ranks = (replace(batches, rank=rank, world_size=4) for rank in range(4))
+    return [next(of.chunks(Position(0, 0), 1)).chosen.position.tolist() for of in ranks]
 
 
 def largest_piece(lab: Lab, config: Config) -> int:

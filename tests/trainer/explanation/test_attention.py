@@ -12,6 +12,7 @@ from models.attention.candidates import CandidateContext
 from models.attention.config import POINTWISE
 from models.attention.layer import Attention
 from models.attention.maps import RecordedLayer, maps_of, recorded_layers
+from models.encoders.merge import TokenMerge
 from models.encoders.pooling import AttentionPooling
 from tests.support.explained_models import FORMS, Case, case_of
 from tests.trainer.explanation.conftest import Datasets
@@ -24,10 +25,11 @@ def outputs_of(case: Case) -> tuple[list[RecordedLayer], list[Tensor], Tensor]:
     """Return the layers that a forward pass went through, what each returned, and the bounds of the histories."""
     outputs: list[Tensor] = []
     prepared = case.model.prepare(case.asked)
-    with recorded_layers(case.model.trained.model, AttentionPooling) as recording, contextlib.ExitStack() as stack:
+    network = case.model.trained.model
+    with recorded_layers(network, AttentionPooling, TokenMerge) as recording, contextlib.ExitStack() as stack:
         classes = {"Attention", "TargetAttention", "MeanOfEvents", "AttentionPooling"}
-        for module in case.model.trained.model.modules():
-            if type(module).__name__ in classes:
+        for name, module in network.named_modules():
+            if type(module).__name__ in classes and ".merge." not in name:
                 note = module.register_forward_hook(
                     lambda _, __, result: outputs.append(result[0] if isinstance(result, tuple) else result)
                 )
@@ -45,7 +47,10 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
     num_events = int(offsets[-1])
     lengths = offsets.diff().tolist()
     kept = lengths
-    if not is_target and context.events is not None:
+    with_tokens = not is_target and context.has_tokens
+    if with_tokens:  # all events of a token have its value
+        value = value[torch.searchsorted(context.events, torch.arange(num_events))]
+    elif not is_target and context.events is not None:
         value = torch.zeros((num_events, *value.shape[1:])).index_copy(0, context.events, value)
         kept = context.lengths.tolist()
     elif not is_target and context.outputs == "newest":
@@ -69,6 +74,8 @@ def again(layer: RecordedLayer, offsets: Tensor) -> Tensor:
                 seen = seen + own.permute(2, 0, 1)[..., None] * every[num_events + history][None, None]
             pieces.append(seen)
     seen = torch.cat(pieces)
+    if with_tokens and context.outputs == "all":
+        seen = seen[context.events]
     if getattr(module, "num_maps", 1) == 1:
         events = (context.num_output_events,) if isinstance(module, Attention) else ()
         return module.output_of(seen, gate, *events)
@@ -102,7 +109,8 @@ def check_sums(layer: RecordedLayer, parts: list[Any], offsets: Tensor) -> None:
             total = total + maps.own[:, : maps.num_heads]
         query = torch.arange(total.shape[2])
         has_query = (query < lengths[:, None]) if not maps.is_candidate else (lengths[:, None] >= 0)
-        if total.shape[2] > 1 and getattr(layer.context, "events", None) is not None:
+        has_all = getattr(layer.context, "has_tokens", False) or getattr(layer.context, "events", None) is None
+        if total.shape[2] > 1 and not has_all:
             has_query = has_query & (query >= (lengths - layer.context.lengths)[:, None])
         if getattr(layer.context, "outputs", "all") == "newest":
             has_query = has_query & (query >= (lengths - layer.context.most_chosen)[:, None])

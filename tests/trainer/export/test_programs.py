@@ -31,7 +31,15 @@ from trainer.inference.requests import Histories
 from trainer.inference.trained_model import TrainedModel
 
 # Traced too. The others are covered by the same program without tracing, which takes a tenth of the time.
-TRACED = ("hstu", "two_tower", "masked items, times", "HSTU, sparse, several heads", "truncated below two blocks")
+TRACED = (
+    "hstu",
+    "two_tower",
+    "masked items, times",
+    "HSTU, sparse, several heads",
+    "truncated below two blocks",
+    "merged events",
+    "merged by a transformer",
+)
 TRACED_RANKERS = ("din", "LiGR, sparse", "SIM over two blocks", "SIM by category")
 
 

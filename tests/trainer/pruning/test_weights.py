@@ -30,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "rotary": {"kind": "ligr", "positions": "rotary", "attention": {**HEADS, "normalisation": "entmax15"}},
     "window": {"attention": {**HEADS, "window": 3, "num_global": 1, "bias": "position"}},
     "truncated": {"kind": "hstu", "attention": {**HEADS, "bias": "both"}, "truncate_after": 1, "truncate_to": 4},
+    "merged": {"attention": {**HEADS, "bias": "both"}, "merge_size": 3, "merge_recent": 4, "merge_form": "transformer"},
     "norms of candidates": {"kind": "hstu", "attention": {**HEADS, "bias": "both"}, "candidate_norms": True},
 }
 # Of three blocks, some heads of the first and the last are pruned. Heads 0 and 1 share keys in one form.

@@ -1,5 +1,8 @@
 """Cuts of examples into global batches by a budget of input events, and the ranks that get them. Imports no torch."""
 
+import heapq
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -21,7 +24,9 @@ def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
     return np.asarray(bounds, dtype=np.int64)
 
 
-def dealt(lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+def dealt(
+    lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int, costs: np.ndarray | None = None
+) -> np.ndarray:
     """Return the elements of a rank, ascending.
 
     Args:
@@ -29,21 +34,45 @@ def dealt(lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int) -
         bounds: bounds of the runs.
         rank: number of the rank.
         world_size: number of ranks.
+        costs: as in `owners`.
     """
-    return np.flatnonzero(owners(lengths, bounds, world_size) == rank)
+    return np.flatnonzero(owners(lengths, bounds, world_size, costs) == rank)
 
 
-def owners(lengths: np.ndarray, bounds: np.ndarray, world_size: int) -> np.ndarray:
-    """Return the rank of each element. Each run is dealt in turns, the longest first, back and forth.
+def owners(lengths: np.ndarray, bounds: np.ndarray, world_size: int, costs: np.ndarray | None = None) -> np.ndarray:
+    """Return the rank of each element.
+
+    Each run is dealt in turns, the longest first, back and forth. With costs it is dealt by them, the largest first, each to the
+    rank that has the smallest sum (Graham 1969, https://doi.org/10.1137/0117039): the largest sum exceeds the smallest possible one
+    by a third at most.
 
     Args:
         lengths: length of each element.
         bounds: bounds of the runs.
         world_size: number of ranks.
+        costs: cost of an element of each length from 0 on, int64, so that all ranks find the same sums.
     """
+    if costs is not None:
+        return _owners_by_cost(costs[lengths], bounds, world_size)
     run = np.repeat(np.arange(bounds.size - 1), np.diff(bounds))
     order = np.lexsort((-lengths, run))
     turn, slot = np.divmod(np.arange(lengths.size) - bounds[:-1][run], world_size)
     ranks = np.empty(lengths.size, dtype=np.int64)
     ranks[order] = np.where(turn % 2 == 0, slot, world_size - 1 - slot)
+    return ranks
+
+
+def _owners_by_cost(costs: np.ndarray, bounds: np.ndarray, world_size: int) -> np.ndarray:
+    ranks = np.zeros(costs.size, dtype=np.int64)
+    if world_size == 1:
+        return ranks
+    for first, stop in pairwise(bounds.tolist()):
+        order = first + np.argsort(-costs[first:stop], kind="stable")
+        sums = [(0, rank) for rank in range(world_size)]  # a heap; of equal sums the first rank is next
+        chosen = []
+        for cost in costs[order].tolist():
+            total, rank = sums[0]
+            chosen.append(rank)
+            heapq.heapreplace(sums, (total + cost, rank))
+        ranks[order] = chosen
     return ranks

@@ -5,7 +5,7 @@ training resumes from any position, with any number of ranks, with the identical
 
 A batch has a fixed number of examples, or a budget of input events (`batch_tokens`): then it is the longest run of
 examples within the budget. In the first case the examples of a batch are dealt evenly, mostly by streams of the order.
-In the second they are dealt by length, so that all ranks have about equal work. Neither limits the number of ranks.
+In the second they are dealt by length or cost, so that all ranks have about equal work. Neither limits the number of ranks.
 With `lengths`, ranks exchange the examples of such batches (trainer.data.stream.exchange). Without, a rank reads all of them.
 """
 
@@ -108,6 +108,8 @@ class GlobalBatches:
     streams: int = STREAMS
     # Lengths of examples, if ranks divide them and exchange examples.
     lengths: ExampleLengths | None = None
+    # With batch_tokens: cost of an example of each length from 0 on, int64, by which examples are dealt. None: by length.
+    costs: np.ndarray | None = None
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
         """Yield all steps from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
@@ -200,7 +202,7 @@ class GlobalBatches:
     def _dealt(self, order: EpochOrder, first: int, size: int) -> Chunk:
         bounds, chosen = self._runs(order, first, size)
         assert chosen.length is not None
-        mine = dealt(chosen.length[: bounds[-1] - first], bounds - first, self.rank, self.world_size)
+        mine = dealt(chosen.length[: bounds[-1] - first], bounds - first, self.rank, self.world_size, self.costs)
         return Chunk(order.epoch, bounds, chosen.taken(mine), np.searchsorted(mine, bounds - first), order.num_examples)
 
     def _runs(self, order: EpochOrder, first: int, size: int) -> tuple[np.ndarray, Chosen]:

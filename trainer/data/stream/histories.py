@@ -14,6 +14,7 @@ import numpy as np
 from models.batches.history_batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.batches.micro_batches import with_cuts
 from models.config import NextItemConfig
+from models.encoders.encoder import lay_out_parts
 from models.features.catalogue import Catalogue
 from models.objectives.config import SampledObjectiveConfig
 from trainer.data.dataset.manifest import UNKNOWN_ID
@@ -130,10 +131,9 @@ class TrainStream:
 
     def _step(self, packed: PackedStep[JaggedHistories]) -> Step[HistoryBatch]:
         batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
-        if self.model.encoder.truncate_to is not None:
-            # Laid out here, in the reader's thread, for the encoder.
-            for layout in [cut.layout for cut in batch.cuts] or [batch.layout]:
-                layout.newest(self.model.encoder.truncate_to)
+        # Laid out here, in the reader's thread, for the encoder.
+        for layout in [cut.layout for cut in batch.cuts] or [batch.layout]:
+            lay_out_parts(layout, self.model.encoder)
         return Step(batch, packed.epoch, packed.before, packed.after)
 
     @contextmanager
@@ -148,7 +148,8 @@ class TrainStream:
         assert self.batches.batch_tokens is not None
         ahead = int(not self.model.masks_items)
         rank, world_size = self.batches.rank, self.batches.world_size
-        rounds = Rounds(self.reader, examples, self.batches.batch_tokens, ahead, rank, world_size)
+        costs = self.batches.costs
+        rounds = Rounds(self.reader, examples, self.batches.batch_tokens, ahead, rank, world_size, costs)
         stretches = stretches_of(self.batches, self.reader.group_events, start, num_epochs)
 
         def build(received: Received) -> Iterator[Step[HistoryBatch]]:
@@ -205,8 +206,8 @@ class TrainStream:
             masking = self.model.masking
             masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
             histories = histories.with_masks(masked)
-        if self.model.encoder.truncate_to is not None:
-            histories = histories.with_targets_of_newest(self.model.encoder.truncate_to)
+        if self.model.encoder.num_newest is not None:
+            histories = histories.with_targets_of_newest(self.model.encoder.num_newest)
         whole = self._draws is None
         negatives = NOTHING
         if self._draws is not None:

@@ -50,7 +50,7 @@ def _targets_of(packed: PackedHistories, config: NextItemConfig, windows: bool) 
     window = (from_end - 1) // config.max_history
     length = np.minimum(config.max_history, lengths[example] - window * config.max_history)
     from_end -= window * config.max_history
-    newest = config.encoder.truncate_to
+    newest = config.encoder.num_newest
     if config.stochastic_length is not None:
         shortened = shortened_length(config.max_history, config.stochastic_length)
         return items, np.rint(target_probabilities(length, from_end, shortened, newest) * UNITS)

@@ -32,7 +32,7 @@ from trainer.explanation.faithfulness.summary import CORRELATION, mean_of
 from trainer.explanation.questions import Questions
 from trainer.inference.trained_model import TrainedModel
 
-INPUTS = re.compile(r"(^|\.)(tables|items|inputs|mask|positions|input_norm)\.")
+INPUTS = re.compile(r"(^|\.)(tables|items|inputs|mask|positions|input_norm|merge)\.")
 BLOCK = re.compile(r"(^|\.)blocks\.(\d+)\.")
 OUTPUT_STAGE, INPUT_STAGE = "output", "items and inputs"
 TOP = 10  # items of the lists that are compared

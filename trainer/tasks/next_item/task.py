@@ -15,6 +15,7 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import ALONE, World
 from trainer.config.job import Job
+from trainer.costing.next_item import costs_by_length
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -83,6 +84,9 @@ class NextItemTask:
             world.world_size,
             train.streams,
             lengths,
+            costs_by_length(job.config, self.config, self.manifest.counts.num_items)
+            if train.deal_by == "flops"
+            else None,
         )
         if (group := train.catalogue_group(world.world_size)) > 1:
             self.catalogue_group = CatalogueGroup(group, self.catalogue.num_known, world)

@@ -24,6 +24,7 @@ from trainer.global_batch.negatives import GlobalNegatives
 MAX_HISTORY = 4  # far fewer events than histories have
 MASKED = {"encoder": {"kind": "bert4rec"}, "masking": {"probability": 0.3, "last_probability": 0.2}}
 TRUNCATED = {"encoder": {"truncate_after": 1, "truncate_to": 3}}
+MERGED = {"encoder": {"merge_size": 2, "merge_recent": 3}}
 WHOLE = 10_000  # examples: the epoch is one batch
 KINDS = [{"kind": "in_batch"}, {"kind": "cross_rank"}, {"kind": "mixed", "uniform_share": 0.3}]
 
@@ -84,8 +85,9 @@ def test_counts_of_masked_items_are_those_of_an_average_epoch(dataset, long_hist
 
 
 @pytest.mark.parametrize("long_histories", ["recent", "windows"])
-def test_counts_of_truncated_models_are_those_of_the_newest_events(dataset, long_histories):
-    config = config_of(**TRUNCATED)
+@pytest.mark.parametrize("given", [TRUNCATED, MERGED], ids=["truncated", "merged"])
+def test_counts_of_truncated_models_are_those_of_the_newest_events(dataset, long_histories, given):
+    config = config_of(**given)
     expected = targets_of_epochs(stream_of(dataset, config, long_histories), range(1))
     np.testing.assert_array_equal(counts_of(dataset, config, long_histories), expected * UNITS)
     assert expected.sum() < targets_of_epochs(stream_of(dataset, config_of(), long_histories), range(1)).sum()

@@ -146,7 +146,14 @@ class Rounds:
     """The rounds of one rank, prepared one after another. It keeps the examples of an unfinished batch between them."""
 
     def __init__(
-        self, reader: RowGroupReader, examples: Examples, budget: int, ahead: int, rank: int, world_size: int
+        self,
+        reader: RowGroupReader,
+        examples: Examples,
+        budget: int,
+        ahead: int,
+        rank: int,
+        world_size: int,
+        costs: np.ndarray | None = None,
     ) -> None:
         """Prepare the first round.
 
@@ -157,6 +164,7 @@ class Rounds:
             ahead: Events that training needs after the inputs, as targets: 1, or 0 if inputs are targets.
             rank: Number of this rank.
             world_size: Number of ranks.
+            costs: Cost of an example of each length, by which examples are dealt; None: by length.
         """
         self._reader = reader
         self._examples = examples
@@ -164,6 +172,7 @@ class Rounds:
         self._ahead = ahead
         self._rank = rank
         self._world_size = world_size
+        self._costs = costs
         self._held = _Held(_NOTHING, _NOTHING, _NOTHING, _NOTHING)
         self.template: ExampleEvents | None = None
 
@@ -182,7 +191,7 @@ class Rounds:
         bounds = runs_within(held.length, self._budget, stretch.is_last)
         self._held = held.taken(slice(bounds[-1], None))
         batches = held.taken(slice(0, bounds[-1]))
-        owner = owners(batches.length, bounds, self._world_size)
+        owner = owners(batches.length, bounds, self._world_size, self._costs)
         reader = stretch.readers[batches.group]
         if self.template is None:
             self.template = self._read_template(stretch)

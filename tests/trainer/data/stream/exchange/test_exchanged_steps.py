@@ -42,6 +42,7 @@ KINDS = {
     "windows": (True, {}),
     "masked": (False, {"encoder": {"kind": "bert4rec"}}),
     "masked windows": (True, {"encoder": {"kind": "bert4rec"}}),
+    "dealt by cost": (False, {}),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -83,7 +84,8 @@ def stream_of(folder: Path, kind: str, rank: int, world: World | None, world_siz
         sizes, lengths = divided_lengths(rows, ends, MAX_HISTORY, windows, world)
         typical = typical_events(rows, MAX_HISTORY)
         examples = Examples(sizes, rows.first_rows, MAX_HISTORY, typical, windows=windows)
-    batches = GlobalBatches(examples, 1, TOKENS, SEED, rank, world_size, lengths=lengths)
+    costs = np.arange(MAX_HISTORY + 1) ** 2 if kind == "dealt by cost" else None
+    batches = GlobalBatches(examples, 1, TOKENS, SEED, rank, world_size, lengths=lengths, costs=costs)
     num_items = manifest.num_item_rows
     return PackedStream(rows, batches, model, Catalogue(num_items, num_items))
 
@@ -146,7 +148,7 @@ def test_exchanged_steps_equal_those_of_ranks_that_read_everything(rank_pool, fo
     assert set(results[0][0][0].share.features) == {"place", "tags", "price", "published", "vector"}
 
 
-@pytest.mark.parametrize("kind", ["recent", "windows"])
+@pytest.mark.parametrize("kind", ["recent", "windows", "dealt by cost"])
 def test_training_resumes_with_other_ranks_from_any_step_with_the_identical_remainder(rank_pool, folder, kind):
     whole = plain(folder, kind, START, 0, 1)
     for number, world_size in ((0, 3), (5, 2), (len(whole) // 2, 4), (len(whole) - 2, 2)):
