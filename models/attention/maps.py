@@ -83,9 +83,7 @@ def recorded_layers(
         recording.layers.append(RecordedLayer(module, tuple(inputs), context))
 
     kinds = (Attention, TargetAttention, MeanOfEvents, pooling)
-    merges = [] if left_out is None else [module for module in model.modules() if isinstance(module, left_out)]
-    inner = {id(part) for module in merges for part in module.modules()}
-    layers = [module for module in model.modules() if isinstance(module, kinds) and id(module) not in inner]
+    layers = [module for module in modules_outside(model, left_out) if isinstance(module, kinds)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         yield recording
@@ -95,6 +93,13 @@ def recorded_layers(
 
 
 @torch.no_grad()
+def modules_outside(model: nn.Module, left_out: type[nn.Module] | None) -> Iterator[nn.Module]:
+    """Yield the modules of a model, except those of a class and all within them."""
+    roots = [] if left_out is None else [module for module in model.modules() if isinstance(module, left_out)]
+    within = {id(part) for root in roots for part in root.modules()}
+    return (module for module in model.modules() if id(module) not in within)
+
+
 def maps_of(layer: RecordedLayer, offsets: Tensor) -> list[LayerMaps]:
     """Return the weights of a layer: those of events, those of candidates, or both in this order.
 

@@ -7,11 +7,11 @@ from models.costs import Projected, Workload, costs_of
 from models.histories import Histories
 from trainer.config.run_config import RunConfig
 from trainer.data.inputs import UsedFeatures
+from trainer.data.stream.dealing import relative_costs
 from trainer.data.stream.stochastic_length import shortened_length, whole_probabilities
 from trainer.placement.loads import ITEM_TABLE
 
 CHOSEN_LENGTHS = 512  # at most, of which `costs_by_length` computes the costs
-LARGEST_COST = 1 << 32  # sums over the largest batch stay below 2^63
 
 
 def training_histories(train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> Histories:
@@ -84,8 +84,7 @@ def costs_by_length(config: RunConfig, model: NextItemConfig, num_items: int) ->
         lengths = np.arange(longest + 1)
         whole = whole_probabilities(lengths, shortened)
         costs = whole * costs + (1.0 - whole) * costs[np.minimum(lengths, shortened)]
-    relative: np.ndarray = np.rint(costs * (LARGEST_COST / costs.max())).astype(np.int64)
-    return relative
+    return relative_costs(costs)
 
 
 def _flops_of(config: RunConfig, model: NextItemConfig, num_items: int, length: int) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention.layer import Attention
+from models.attention.maps import modules_outside
 from models.attention.target import TargetAttention
 from models.encoders.merge import TokenMerge
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, Explained, pieces
@@ -75,9 +76,8 @@ def _heads_of(model: nn.Module) -> list[_Head]:
     """Return the heads of all blocks of the encoder, then those of a ranker's candidates."""
     heads: list[_Head] = []
     block = 0
-    inner = {id(part) for merge in model.modules() if isinstance(merge, TokenMerge) for part in merge.modules()}
-    for module in model.modules():
-        if isinstance(module, Attention) and id(module) not in inner:
+    for module in modules_outside(model, TokenMerge):
+        if isinstance(module, Attention):
             block += 1
             heads += [_Head(f"block {block}", number, module) for number in range(module.config.num_heads)]
     for module in model.modules():

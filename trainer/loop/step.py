@@ -35,7 +35,7 @@ from trainer.loop.host_copy import HostCopy
 from trainer.loop.products import tf32_products
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
-from trainer.optim.gradient_buckets import GradientBuckets
+from trainer.optim.gradient_buckets import GradientBuckets, gradient_of
 from trainer.tasks.task import Batch, Model
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class TrainStep:
         reach("forward", self.world.rank, step)
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
-        gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
+        gradients = {table: gradient_of(leaf) for table, leaf in boundary.items()}
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
         facts = self._facts(loss_sum, list(gradients.values()), weights, batch, (stop_requested, save_requested))
@@ -292,14 +292,9 @@ def _with_last(parts: Iterable[T]) -> Iterator[tuple[T, bool]]:
     yield from ((last, True) for last in held)
 
 
-def _gradient_of(leaf: Tensor) -> Tensor:
-    """Return the gradient of a leaf; zeros if no loss depends on it."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
 def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """Return all gradients as one vector, in the fixed order of the parameters."""
-    return _flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters], device)
+    return _flat([gradient_of(parameter) for parameter in parameters], device)
 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

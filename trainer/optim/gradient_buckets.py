@@ -102,12 +102,16 @@ class GradientBuckets:
         """Start the sum of a bucket, and free its gradients."""
         whole = self._flat[self._bounds[bucket.start] : self._bounds[bucket.stop]]
         parameters = self._parameters[bucket.start : bucket.stop]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=whole)
+        torch.cat([gradient_of(parameter).reshape(-1) for parameter in parameters], out=whole)
         for parameter in parameters:
             parameter.grad = None
         self._finite.append(whole.isfinite().all())
         self._waiting.append(self._world.start_sum(whole))
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros if no loss depends on it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def bucket_ranges(sizes: Sequence[int], most_numbers: int) -> list[range]:

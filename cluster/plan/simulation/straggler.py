@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.stream.dealing import owners, runs_within
+from trainer.data.stream.dealing import owners, relative_costs, runs_within
 
 Float64 = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def slowest_of_budget(examples: ExampleWork, budget: int, num_ranks: int, by_wor
     costs = None
     if by_work:
         costs = np.zeros(int(examples.lengths.max(initial=0)) + 1, dtype=np.int64)
-        costs[examples.lengths] = np.rint(examples.work * ((1 << 32) / max(examples.work.max(initial=0.0), 1e-300)))
+        costs[examples.lengths] = relative_costs(examples.work)
     ratios = []
     for _ in range(num_batches):
         drawn = rng.choice(examples.lengths.size, per_batch, p=examples.probabilities)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from models.attention.blocks import AttentionContext
-from models.attention.traceable import last_tokens, traceable_layout
+from models.attention.traceable import last_tokens
 from models.batches.jagged import layout_of
-from models.batches.micro_batches import parts_of, with_cuts
 from models.batches.transfer import to_device
 from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
@@ -18,8 +17,21 @@ from models.encoders.encoder import Encoder, lay_out_parts
 from models.histories import Histories, merged, newest
 from models.ranking.config import RankingConfig
 from tests.models.attention.forms import context_of
+from tests.models.encoders.newest_events import (
+    LENGTHS,
+    alone,
+    batch_of,
+    check_equal_to,
+    check_last_events,
+    check_loss,
+    check_recomputation,
+    check_traceable,
+    events,
+    inputs_of_blocks,
+    kept_places,
+    model_of,
+)
 from tests.models.encoders.test_encoder import CASES, CAUSAL, MAX_HISTORY, WIDTH, make_encoder
-from tests.models.encoders.test_truncation import LENGTHS, alone, batch_of, events, kept_places, model_of
 from tests.support.random_models import looked_up
 
 SIZE, RECENT = 3, 4
@@ -46,22 +58,13 @@ def encoder_of(form: str) -> Encoder:
 
 def encode_reference(encoder: Encoder, x_ND: Tensor, context: AttentionContext) -> Tensor:
     """Encode one history after another, in the order of the definition."""
-    config = encoder.config
-    recent = config.merge_recent
+    recent = encoder.config.merge_recent
     assert recent is not None
     outputs = [x_ND[:0]]
     for start, end in zip(context.layout.offsets[:-1].tolist(), context.layout.offsets[1:].tolist(), strict=True):
         if start == end:
             continue
-        x = x_ND[start:end]
-        if config.scale_inputs:
-            x = x * WIDTH**0.5
-        if encoder.positions is not None:
-            from_newest = encoder.max_history - (end - start) if config.positions_from == "newest" else 0
-            x = x + encoder.positions(torch.arange(end - start) + from_newest)
-        if encoder.input_norm is not None:
-            x = encoder.input_norm(x)
-        tokens, newest_event = tokens_reference(encoder, x)
+        tokens, newest_event = tokens_reference(encoder, inputs_of_blocks(encoder, x_ND[start:end]))
         own = AttentionContext(
             layout_of(np.asarray([0, len(tokens)])),
             *(None if of is None else of[start + newest_event] for of in (context.times, context.request_times)),
@@ -98,19 +101,7 @@ def tokens_reference(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("lengths", [LENGTHS, [3, 2, 4], [9], [0, 0]], ids=str)
 def test_older_events_enter_as_groups(form: str, lengths: list[int]) -> None:
     """In values, and in gradients of inputs and of every weight."""
-    encoder, context = encoder_of(form), context_of(lengths)
-    results = []
-    for encode in (lambda x: encoder(x, context)[0], lambda x: encode_reference(encoder, x, context)):
-        x = events(sum(lengths)).requires_grad_()
-        encoder.zero_grad()
-        output = encode(x)
-        output.pow(3).sum().backward()
-        leaves = [x, *encoder.parameters()]
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
-        results.append((output.detach(), *gradients))
-    assert results[0][0].shape[0] == len(kept_places(lengths, encoder.config.merge_recent or 0))
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    check_equal_to(encode_reference, encoder_of(form), lengths)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -154,53 +145,26 @@ def test_a_history_is_encoded_as_alone(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_last_events_are_encoded_as_among_all(form: str) -> None:
-    encoder, context = encoder_of(form), context_of(LENGTHS)
-    kept = kept_places(LENGTHS, encoder.config.merge_recent or 0)
-    lasts = [kept.index(end - 1) for end, length in zip(np.cumsum(LENGTHS), LENGTHS, strict=True) if length]
-    expected = encoder(events(sum(LENGTHS)), context)[0][lasts]
-    actual = encoder(events(sum(LENGTHS)), context, only_last=True)[0]
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+    check_last_events(encoder_of(form))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_traceable_layout_gives_the_same_last_events(form: str) -> None:
     """Also for histories without groups, and with a group that has fewer events."""
-    lengths = [length for length in LENGTHS if length]
-    encoder, context = encoder_of(form), context_of(lengths)
-    assert encoder.merge is not None
-    layout = traceable_layout(context.layout.offsets, sum(lengths), torch.arange(max(lengths) + 2))
-    traced = AttentionContext(layout, context.times, context.request_times)
-    rows = last_tokens(layout, encoder.merge.size, encoder.merge.recent, MAX_HISTORY)
-    output = encoder(events(sum(lengths)), traced)[0][rows]
-    expected = encoder(events(sum(lengths)), context, only_last=True)[0]
-    torch.testing.assert_close(output, expected, rtol=1e-11, atol=1e-11)
+    encoder = encoder_of(form)
+    merge = encoder.merge
+    assert merge is not None
+    check_traceable(encoder, lambda layout: last_tokens(layout, merge.size, merge.recent, MAX_HISTORY))
 
 
 @pytest.mark.parametrize("form", ["sasrec", "inner transformer", "HSTU over an inner transformer"])
 def test_recomputation_changes_nothing(form: str) -> None:
-    results = []
-    for recompute in (False, True):
-        encoder = make_encoder({**MERGED, **FORMS[form], "recompute": recompute, "dropout": 0.3}).double().train()
-        x = events(sum(LENGTHS)).requires_grad_()
-        torch.manual_seed(4)
-        output, _ = encoder(x, context_of(LENGTHS))
-        output.pow(3).sum().backward()
-        results.append((output.detach(), x.grad, *(p.grad for p in encoder.parameters() if p.grad is not None)))
-    for plain, again in zip(*results, strict=True):
-        assert torch.equal(plain, again)
+    check_recomputation({**MERGED, **FORMS[form]})
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [3, 2, 0, 4]], ids=str)
 def test_the_loss_is_that_of_the_newest_events(lengths: list[int]) -> None:
-    model, batch = model_of(**MERGED), batch_of(lengths, RECENT)
-    rows = looked_up(model, batch)
-    assert batch.num_targets == len(kept_places(lengths, RECENT))
-    users = encode_reference(model.encoder, rows["item"][batch.history_index], context_of(lengths))
-    logits = users @ rows["item"][1:].T
-    expected = torch.nn.functional.cross_entropy(logits, batch.target_ids - 1, reduction="sum")
-    torch.testing.assert_close(model.loss(rows, batch).double(), expected, rtol=1e-6, atol=1e-6)
-    pieces = [model.loss(rows, part) for part in parts_of(with_cuts(batch, 9))]
-    torch.testing.assert_close(torch.stack(pieces).sum().double(), expected, rtol=1e-6, atol=1e-6)
+    check_loss(encode_reference, MERGED, lengths, RECENT)
 
 
 def test_targets_of_merged_events_are_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sharding.world import World
 from tests.support.jobs import with_sections
-from tests.trainer.loop.test_step import Rig, Skipped, State, equal, job_with, poison, skip_none
+from tests.trainer.loop.test_step import Rig, Skipped, State, equal, job_with, skip_none, skip_one_of
 from trainer.config.job import Job
 from trainer.loop.step import StepResult
 from trainer.optim.gradient_buckets import GradientBuckets
@@ -132,15 +132,7 @@ def test_sums_of_a_model_start_in_the_backward_pass(rank_pool, tmp_path, encoder
 
 def skip_one_of_buckets(world: World, job: Job, kind: str, broken_rank: int) -> Skipped:
     """Run a good step, a step that is broken on one rank, and a good one."""
-    rig = with_sums(Rig.build(world, job), GradientBuckets)
-    rig.train(seed=1)
-    before = rig.local()
-    repair = poison(rig, kind) if world.rank == broken_rank else None
-    result = rig.train(seed=2, number=1)
-    after = rig.local()
-    if repair is not None:
-        repair()
-    return Skipped(result, before, after, rig.train(seed=3, number=2), rig.local())
+    return skip_one_of(with_sums(Rig.build(world, job), GradientBuckets), kind, broken_rank)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])

@@ -173,14 +173,18 @@ class Skipped:
 
 def skip_one(world: World, job: Job, kind: str, broken_rank: int) -> Skipped:
     """Run a good step, a step that is broken on one rank, and a good one."""
-    rig = Rig.build(world, job)
+    return skip_one_of(Rig.build(world, job), kind, broken_rank)
+
+
+def skip_one_of(rig: Rig, kind: str, broken_rank: int) -> Skipped:
+    """Run these steps with a given model."""
     rig.train(seed=1)
     before = rig.local()
-    mend = poison(rig, kind) if world.rank == broken_rank else None
+    repair = poison(rig, kind) if rig.world.rank == broken_rank else None
     result = rig.train(seed=2, number=1)
     after = rig.local()
-    if mend is not None:
-        mend()
+    if repair is not None:
+        repair()
     return Skipped(result, before, after, rig.train(seed=3, number=2), rig.local())
 
 

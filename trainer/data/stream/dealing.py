@@ -5,6 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
+LARGEST_COST = 1 << 32  # sums over the largest batch stay below 2^63
+SMALLEST_WORK = 1e-300  # no work at all must not be divided by
+
 
 def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
     """Cut into the longest runs with at least one element and a sum of at most `budget`: bounds, (runs + 1,) int64.
@@ -22,6 +25,12 @@ def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
             break
         bounds.append(max(fits, bounds[-1] + 1))
     return np.asarray(bounds, dtype=np.int64)
+
+
+def relative_costs(work: np.ndarray) -> np.ndarray:
+    """Return costs for `owners` from estimates of work, relative to the largest one, int64."""
+    costs: np.ndarray = np.rint(work * (LARGEST_COST / max(work.max(initial=0.0), SMALLEST_WORK))).astype(np.int64)
+    return costs
 
 
 def dealt(

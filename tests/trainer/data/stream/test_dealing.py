@@ -11,8 +11,8 @@ from models.config import NextItemConfig
 from models.costs import Workload, costs_of
 from models.histories import Histories
 from tests.support.streams import KINDS, SEED, TOKENS, Data
-from trainer.costing.next_item import CHOSEN_LENGTHS, LARGEST_COST, costs_by_length
-from trainer.data.stream.dealing import dealt, owners, runs_within
+from trainer.costing.next_item import CHOSEN_LENGTHS, costs_by_length
+from trainer.data.stream.dealing import LARGEST_COST, dealt, owners, runs_within
 from trainer.data.stream.global_batches import Chunk, GlobalBatches
 from trainer.data.stream.order import Position
 from trainer.data.stream.stochastic_length import shortened_length, whole_probabilities
@@ -62,7 +62,7 @@ def largest_share(ranks: np.ndarray, costs: np.ndarray, world_size: int) -> floa
 @pytest.mark.parametrize("world_size", [8, 1024])
 @pytest.mark.parametrize("per_rank", [4, 16, 64])
 def test_the_largest_share_falls_when_examples_are_dealt_by_cost(world_size: int, per_rank: int) -> None:
-    """Of an encoder with a quadratic part that dominates at the longest lengths."""
+    """Costs have a quadratic part, which dominates at the longest lengths."""
     costs = costs_by_length(config_of(max_history=LONGEST), model_of(max_history=LONGEST), NUM_ITEMS)
     lengths = skewed_lengths(world_size * per_rank)
     bounds = np.asarray([0, lengths.size])
