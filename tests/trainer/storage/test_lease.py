@@ -119,6 +119,7 @@ from trainer.storage.objects.paths import path_of
 handler = {handler}
 if handler is not None:
     signal.signal(signal.SIGTERM, handler)
+signal.signal(signal.SIGINT, signal.{interrupts})  # not what the shell of these tests has left
 lease.RENEW_SECONDS = 0.05
 with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
     try:
@@ -131,13 +132,21 @@ with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
 """
 
 
-@pytest.mark.parametrize(("handler", "code", "said"), [("lambda *_: None", 1, ""), ("None", 0, "interrupted\n")])
+@pytest.mark.parametrize(
+    ("handler", "interrupts", "code", "said"),
+    [
+        ("lambda *_: None", "default_int_handler", 1, ""),
+        ("None", "default_int_handler", 0, "interrupted\n"),
+        ("None", "SIG_IGN", 1, ""),
+    ],
+    ids=["command", "program", "program that ignores interrupts"],
+)
 def test_a_command_without_its_lease_ends_at_once_and_a_program_is_interrupted(
-    handler: str, code: int, said: str
+    handler: str, interrupts: str, code: int, said: str
 ) -> None:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", ENDED.format(handler=handler)],
+        [sys.executable, "-c", ENDED.format(handler=handler, interrupts=interrupts)],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,

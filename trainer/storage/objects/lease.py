@@ -69,8 +69,8 @@ def leased(folder: ObjectPath, name: str, on_lost: Callable[[], object] | None =
     Args:
         folder: what is held. It need not exist.
         name: of this process, for the messages of others.
-        on_lost: called in a thread if the lease is lost; by default a command ends at once with code 1, and the main thread of
-            another program is interrupted.
+        on_lost: called in a thread if the lease is lost; by default a command, or a program that ignores interrupts, ends at
+            once with code 1, and the main thread of another program is interrupted.
 
     Raises:
         HeldError: another process holds it.
@@ -181,11 +181,13 @@ def _end_this_process(folder: ObjectPath) -> None:
         f"{folder}: the lease of this process was lost, so another may write there now; run the command again",
         file=sys.stderr,
     )
-    if callable(signal.getsignal(signal.SIGTERM)):  # a command; its handler would save a checkpoint first
-        os._exit(1)
     main = threading.main_thread().ident
-    if main is not None and callable(signal.getsignal(signal.SIGINT)):
-        signal.pthread_kill(main, signal.SIGINT)  # which ends a wait; an interrupt that Python simulates comes after it
+    is_command = callable(signal.getsignal(signal.SIGTERM))  # its handler would save a checkpoint first
+    # A shell ignores interrupts for what its scripts start in the background. Nothing else would stop such a program from writing.
+    ignores_interrupts = not callable(signal.getsignal(signal.SIGINT))
+    if is_command or ignores_interrupts or main is None:
+        os._exit(1)
+    signal.pthread_kill(main, signal.SIGINT)  # which ends a wait; an interrupt that Python simulates comes after it
 
 
 def _machine() -> str:
