@@ -45,6 +45,7 @@ CALIBRATED: dict[str, tuple[dict[str, Any], int, int]] = {
     "small": ({"encoder": {"kind": "sasrec", "num_blocks": 1}, "dim": 32}, 16, 1),
     "medium": ({"encoder": {"kind": "hstu", "num_blocks": 2}, "dim": 48}, 48, 1),
     "large": ({"encoder": {"kind": "hstu", "num_blocks": 4}, "dim": 96}, 32, 1),
+    "short": ({"encoder": {"kind": "hstu", "num_blocks": 4}, "dim": 32}, 4, 1),
     "pair": ({"encoder": {"kind": "hstu", "num_blocks": 2}, "dim": 48}, 96, 2),
 }
 BATCH = 32  # of one worker under weak scaling; of all under strong scaling

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values, refuse_unusable
+from cluster.config.placement import PlacementConfig, check_selector
 from sharding.support import codec_reason, placement_reason
 from trainer.config.identity import at_default, identity
 from trainer.config.job import Job
@@ -85,6 +86,7 @@ class EvaluationWorkersConfig(BaseModel, extra="forbid", frozen=True, strict=Tru
     gpus_per_worker: int = Field(
         0, ge=0, le=1, description="GPUs of each of them: 0 evaluates on CPUs with gloo, 1 on GPUs with NCCL"
     )
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
 
 
 class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -110,7 +112,11 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "instead of refused",
     )
     prepare_tasks: int | None = Field(
-        None, ge=1, description="number of prepare tasks that run in parallel; default: all CPUs of the cluster"
+        None, ge=1, description="number of prepare tasks that run in parallel; default: all CPUs of the nodes that may run them"
+    )
+    prepare_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of the nodes that run the tasks of prepare, as in `cluster.placement.labels`; default: all nodes",
     )
     collective_timeout_seconds: float = Field(
         300.0,
@@ -118,8 +124,14 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=MAX_SECONDS,
         description="seconds that a worker waits for the others in one collective operation before it fails",
     )
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     evaluation: EvaluationWorkersConfig = Field(default_factory=EvaluationWorkersConfig)
+
+    @field_validator("prepare_labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        return check_selector(labels)
 
     @model_validator(mode="after")
     def _check_workers(self) -> "ClusterConfig":
@@ -130,7 +142,12 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def per_worker(self) -> dict[str, float]:
         """Return the resources of a worker, as Ray names them."""
-        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.placed.resources}
+
+    @property
+    def placed(self) -> PlacementConfig:
+        """Return the placement. A cluster that a command starts itself is this machine, one node without labels."""
+        return self.placement if self.address is not None else PlacementConfig()
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -144,7 +161,8 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         if not wanted.num_workers:
             return None
         none = EvaluationWorkersConfig()
-        return self.model_copy(update={**wanted.model_dump(), "min_workers": None, "evaluation": none})
+        own = {name: getattr(wanted, name) for name in type(wanted).model_fields}
+        return self.model_copy(update={**own, "min_workers": None, "evaluation": none})
 
 
 class Config(RunConfig, extra="forbid", frozen=True, strict=True):

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from cluster.config.run_config import Config
-from cluster.ray_cluster.task_pool import run_tasks
+from cluster.ray_cluster.room import described, matches
+from cluster.ray_cluster.session import nodes_here
+from cluster.ray_cluster.task_pool import TaskLimit, run_tasks
 from trainer.config.split import GlobalTimeConfig
 from trainer.data.dataset import card
 from trainer.data.dataset.folder import DatasetRequest, Existing, Files, attempt, find_dataset, remove_leftovers
@@ -156,9 +157,20 @@ def scan_all(config: Config, connect: Callable[[], None], job: ScanJob) -> Seque
     return [results[number] for number in range(len(job.files))]
 
 
-def max_tasks(config: Config) -> int:
-    """Return the number of tasks that run in parallel."""
-    return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+def max_tasks(config: Config) -> TaskLimit:
+    """Return how many tasks run in parallel, and on which nodes. Raises UserError if no node may run them."""
+    cluster = config.cluster
+    labels = {} if cluster.address is None else cluster.prepare_labels
+    if cluster.prepare_tasks is not None and not labels:
+        return TaskLimit(cluster.prepare_tasks)
+    nodes = [node for node in nodes_here() if matches(node.labels, labels)]
+    if not nodes and not cluster.autoscaling:
+        raise UserError(
+            f"cluster.prepare_labels: no node of the cluster has the labels {described(labels)}, so the tasks of prepare would wait "
+            "for ever; change the labels, or set cluster.autoscaling = true if the cluster adds such nodes by itself"
+        )
+    cpus = sum(node.resources.get("CPU", 0.0) for node in nodes)
+    return TaskLimit(cluster.prepare_tasks or max(1, int(cpus)), labels)
 
 
 def time_rules(config: Config, inputs: LogInputs) -> Rules:
@@ -179,7 +191,7 @@ def num_partitions(inputs: LogInputs) -> int:
     return min(max(math.ceil((parquet_rows + csv_rows) / EVENTS_PER_PARTITION), 1), MAX_PARTITIONS)
 
 
-def build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
+def build(config: Config, job: PrepareJob, limit: TaskLimit, on_progress: OnProgress) -> Manifest:
     """Run both passes, and write all files into the work folder. Return the manifest, which the caller commits.
 
     Args:
@@ -218,7 +230,7 @@ def build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) 
     return manifest
 
 
-def _read_all(job: PrepareJob, limit: int, on_progress: OnProgress) -> tuple[dict[int, ReadResult], PrepareJob]:
+def _read_all(job: PrepareJob, limit: TaskLimit, on_progress: OnProgress) -> tuple[dict[int, ReadResult], PrepareJob]:
     """Return the results of all readable chunks, and the job with the unreadable files."""
     total = len(job.inputs.chunks)
     results: dict[int, ReadResult] = dict(saved_results(job.work, "read"))
@@ -247,7 +259,7 @@ def _events_of(job: PrepareJob, read: dict[int, ReadResult]) -> list[ReadResult]
     return [result for number, result in read.items() if job.inputs.chunks[number].source in ("logs", "history")]
 
 
-def _group_all(given: GroupJob, limit: int, on_progress: OnProgress) -> list[GroupResult]:
+def _group_all(given: GroupJob, limit: TaskLimit, on_progress: OnProgress) -> list[GroupResult]:
     job = given.job
     total = len(given.partitioning.places)
     results: dict[int, GroupResult] = {

@@ -41,7 +41,7 @@ def train_and_evaluate(
     others = cluster.of_evaluation
     assert others is not None
     workers.connect()
-    check_both_groups(cluster, others)
+    check_both_groups(cluster)
     sending = threading.Lock()
 
     def send(event: dict[str, Any]) -> None:

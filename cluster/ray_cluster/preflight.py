@@ -1,14 +1,10 @@
-"""Checks before a job is submitted: the versions and the resources of the cluster, from outside, and the files of the run.
-
-Ray itself accepts a job that the cluster can never run, and leaves it pending. The checks name what is missing instead.
-"""
+"""Checks before a job is submitted: nodes and version of the cluster, from outside, and the files of the run."""
 
 import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,9 @@ import psutil
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 
-from cluster.config.run_config import ClusterConfig, Config
+from cluster.config.run_config import Config
 from cluster.doctor.checks import TESTED_RAY
+from cluster.ray_cluster.room import NodeRoom
 from trainer.data.logs.files import entries_of, find_files
 from trainer.data.logs.format_names import FormatSetting
 from trainer.errors import UserError, first_line
@@ -28,17 +25,7 @@ FIRST_NODE_SECONDS = 20.0  # until a cluster that has just been started lists it
 POLL_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster that is alive."""
-
-    # Address of its machine.
-    ip: str
-    # Amount of each resource, such as CPU and GPU.
-    resources: Mapping[str, float]
-
-
-def nodes_of(dashboard: str) -> list[Node]:
+def nodes_of(dashboard: str) -> list[NodeRoom]:
     """Return the nodes of a cluster that are alive. Raises UserError if the dashboard does not answer.
 
     A cluster that has just been started lists no node for some seconds, not even its head: these are waited for.
@@ -51,7 +38,7 @@ def nodes_of(dashboard: str) -> list[Node]:
         time.sleep(POLL_SECONDS)
 
 
-def _nodes(dashboard: str) -> list[Node]:
+def _nodes(dashboard: str) -> list[NodeRoom]:
     try:
         states = list_nodes(address=dashboard, limit=MAX_NODES, raise_on_missing_output=False)
     except Exception as error:
@@ -61,7 +48,9 @@ def _nodes(dashboard: str) -> list[Node]:
         ):
             raise UserError(f"--dashboard {dashboard}: its nodes cannot be listed ({first_line(error)})") from None
         raise
-    return [Node(state.node_ip, state.resources_total) for state in states if state.state == "ALIVE"]
+    return [
+        NodeRoom(state.node_ip, state.resources_total, state.labels or {}) for state in states if state.state == "ALIVE"
+    ]
 
 
 def version_problem(client: JobSubmissionClient) -> str | None:
@@ -79,57 +68,6 @@ def _version_info(client: Any) -> dict[str, Any]:
     answer = client._do_request("GET", "/api/version")
     values: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
     return values
-
-
-def resource_problem(config: ClusterConfig, nodes: Sequence[Node]) -> str | None:
-    """Return which resources are missing for the workers, or None if they fit. A worker needs its CPUs and GPU on one node.
-
-    A cluster that adds nodes by itself is not judged by the nodes that it has now (cluster.autoscaling).
-    """
-    if config.autoscaling:
-        return None
-    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    room = sum(workers_on(node.resources, each) for node in nodes)
-    fewest = config.num_workers if config.min_workers is None else config.min_workers
-    if room >= fewest:
-        return None
-    asked = " and ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in each.items() if number)
-    have = ", ".join(
-        f"{node.ip}: "
-        + " and ".join(f"{node.resources.get(name, 0):g} {name}s" for name, number in each.items() if number)
-        for node in nodes[:8]
-    )
-    more = f", and {len(nodes) - 8} more nodes" if len(nodes) > 8 else ""
-    return (
-        f"{fewest} workers with {asked} each do not fit: its nodes ({have or 'none'}{more}) have room for {room}, so "
-        f"{fewest - room} more would wait for ever; lower cluster.num_workers, cluster.cpus_per_worker or cluster.gpus_per_worker, "
-        "add nodes, or set cluster.autoscaling = true if the cluster adds nodes by itself"
-    )
-
-
-def evaluation_problem(config: ClusterConfig, nodes: Sequence[Node]) -> str | None:
-    """Return a message if the workers of concurrent evaluation do not fit in addition to those of the training, else None."""
-    evaluation = config.of_evaluation
-    if evaluation is None or config.autoscaling:
-        return None
-    training = config.num_workers  # a smaller group would grow into the room of the others
-    room = 0
-    for node in nodes:
-        taken = min(training, workers_on(node.resources, config.per_worker))
-        training -= taken
-        left = {name: node.resources.get(name, 0.0) - taken * each for name, each in config.per_worker.items()}
-        room += workers_on(left, evaluation.per_worker)
-    if room >= evaluation.num_workers:
-        return None
-    return (
-        f"{evaluation.num_workers} workers for evaluation do not fit in addition to those of the training, with room for {room}; "
-        "lower cluster.evaluation.num_workers or add nodes. With 0 the workers of the training evaluate"
-    )
-
-
-def workers_on(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """Return how many workers fit on a node. each: the resources of one worker; 0 of one means that it is not needed."""
-    return min((int(resources.get(name, 0.0) // number) for name, number in each.items() if number), default=0)
 
 
 def missing_files(config: Config, command: str) -> list[str]:
@@ -226,7 +164,7 @@ def _exists(entry: str) -> bool:
     return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
-def all_here(nodes: Sequence[Node]) -> bool:
+def all_here(nodes: Sequence[NodeRoom]) -> bool:
     """Return whether all nodes are on this machine, so that its view of files is theirs."""
     own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
     own |= {socket.gethostname(), "127.0.0.1"}

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from cluster.config.run_config import ClusterConfig
 from cluster.ray_cluster.address import check_cluster
 from cluster.ray_cluster.reaper import descendants, reaping, started_since
+from cluster.ray_cluster.room import NodeRoom, evaluation_problem, resource_problem
 from trainer.errors import UserError, first_line
 
 
@@ -162,43 +163,24 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 
 def check_resources(config: ClusterConfig) -> None:
-    """Raise UserError if the cluster could never hold the workers: Ray itself would wait forever.
-
-    A cluster that adds nodes by itself (cluster.autoscaling) is trusted to add them.
-    """
-    if config.autoscaling and config.address is not None:
-        return
-    have = ray.cluster_resources()
-    for name, each, setting in (
-        ("CPU", config.cpus_per_worker, "cluster.cpus_per_worker"),
-        ("GPU", config.gpus_per_worker, "cluster.gpus_per_worker"),
-    ):
-        wanted = config.num_workers * each
-        if wanted > have.get(name, 0):
-            raise UserError(
-                f"cluster.num_workers = {config.num_workers} with {setting} = {each} need {wanted} {name}s, and the cluster "
-                f"has {have.get(name, 0):g}; lower them or add nodes"
-            )
+    """Raise UserError if the cluster could never hold the workers: Ray itself would wait forever."""
+    if problem := resource_problem(config, nodes_here()):
+        raise UserError(f"the cluster is too small: {problem}")
 
 
-def check_both_groups(config: ClusterConfig, evaluation: ClusterConfig) -> None:
-    """Raise UserError if the cluster could never hold the workers of a training and those of its concurrent evaluation at once.
+def check_both_groups(config: ClusterConfig) -> None:
+    """Raise UserError if the cluster could never hold the workers of a training and those of its concurrent evaluation at once."""
+    if problem := evaluation_problem(config, nodes_here()):
+        raise UserError(f"the cluster is too small: {problem}")
 
-    Args:
-        config: the workers of the training. All of them count: a smaller group would grow into the room of the others.
-        evaluation: the others.
-    """
-    if config.autoscaling and config.address is not None:
-        return
-    have = ray.cluster_resources()
-    for name in ("CPU", "GPU"):
-        wanted = config.num_workers * config.per_worker[name] + evaluation.num_workers * evaluation.per_worker[name]
-        if wanted > have.get(name, 0):
-            raise UserError(
-                f"cluster.evaluation.num_workers = {evaluation.num_workers} in addition to cluster.num_workers = "
-                f"{config.num_workers} need {wanted:g} {name}s in all, and the cluster has {have.get(name, 0):g}; "
-                "lower them, add nodes, or set cluster.evaluation.num_workers = 0, so that the workers of the training evaluate"
-            )
+
+def nodes_here() -> list[NodeRoom]:
+    """Return the nodes of the cluster that is connected and that are alive."""
+    return [
+        NodeRoom(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def temporary_storage() -> str:

@@ -21,10 +21,8 @@ from cluster.errors import Interrupted
 from cluster.ray_cluster.follow import JobEnd, follow
 from cluster.ray_cluster.preflight import (
     all_here,
-    evaluation_problem,
     missing_files,
     nodes_of,
-    resource_problem,
     uses_objects,
     version_problem,
 )
@@ -116,9 +114,10 @@ def check_fit(client: JobSubmissionClient, config: Config, dashboard: str, stage
     staged: folder with the job's files.
     """
     nodes = nodes_of(dashboard)
-    resources = resource_problem(config.cluster, nodes)
+    cluster = config.cluster.model_copy(update={"address": "auto"})  # the job joins the cluster that runs it
+    resources = resource_problem(cluster, nodes)
     if resources is None and command in TRAINS:
-        resources = evaluation_problem(config.cluster, nodes)
+        resources = evaluation_problem(cluster, nodes)
     problems = [problem for problem in (version_problem(client), resources) if problem]
     if not problems:
         sees_the_same = all_here(nodes) and not uses_objects(config)

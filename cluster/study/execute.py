@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
 from cluster.config.run_config import ClusterConfig
 from cluster.driver.progress import View
-from cluster.ray_cluster.session import temporary_storage
+from cluster.ray_cluster.room import NodeRoom, room_on, sets_on
+from cluster.ray_cluster.session import nodes_here, temporary_storage
 from cluster.study.record import Record
 from cluster.study.trial import Task, run_trial
 
@@ -57,23 +57,16 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
 
 def most_at_once(clusters: list[ClusterConfig]) -> int:
     """Return how many trials the cluster holds at a time, if each is as large as the largest. Ray must be initialised."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = nodes_here()
     return min(_fitting(nodes, cluster) for cluster in clusters)
 
 
-def _fitting(nodes: list[dict[str, float]], cluster: ClusterConfig) -> int:
-    def workers(node: dict[str, float]) -> int:
-        by_gpu = [int(node.get("GPU", 0) // cluster.gpus_per_worker)] if cluster.gpus_per_worker else []
-        return min([int(node.get("CPU", 0) // cluster.cpus_per_worker), *by_gpu])
-
-    at_once = sum(workers(node) for node in nodes) // cluster.num_workers
+def _fitting(nodes: list[NodeRoom], cluster: ClusterConfig) -> int:
+    most = room_on(nodes, cluster) // cluster.num_workers
     evaluation = cluster.of_evaluation
     if evaluation is not None:  # with workers of their own
-        for name, each in cluster.per_worker.items():
-            of_trial = cluster.num_workers * each + evaluation.num_workers * evaluation.per_worker[name]
-            if of_trial:
-                at_once = min(at_once, int(sum(node.get(name, 0.0) for node in nodes) // of_trial))
-    return max(1, at_once)
+        most = sets_on(nodes, (cluster, evaluation), most)
+    return max(1, most)
 
 
 def _fit(tuner: tune.Tuner, raised: list[BaseException]) -> None:

@@ -98,7 +98,7 @@ class Moves:
         """Return how many workers the nodes can hold that stay, at most as many as configured."""
         nodes = [node for node in self._nodes() if node.id not in draining]
         lost = self._lost(nodes)
-        room = room_for(self._config.per_worker, (node for node in nodes if node.id not in lost), self._held(group()))
+        room = room_for(self._config, (node for node in nodes if node.id not in lost), self._held(group()))
         return min(self._config.num_workers, room.free)
 
 

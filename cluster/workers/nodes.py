@@ -8,17 +8,18 @@ import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray._private import state
 from ray.util import placement_group_table
 
+from cluster.config.run_config import ClusterConfig
+from cluster.ray_cluster.room import Labels, NodeRoom, Resources, room_on
+
 ANSWER_SECONDS = 2.0  # for a node to accept a connection
 MAX_CONNECTIONS = 64  # at a time
-
-Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Node:
     # All its resources, and those that nobody has reserved.
     total: Resources
     free: Resources
+    labels: Labels = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def alive_nodes() -> list[Node]:
             node["NodeManagerPort"],
             node["Resources"],
             free.get(node["NodeID"], {}),
+            node.get("Labels") or {},
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -95,23 +98,18 @@ def held_resources(group: Any) -> dict[str, dict[str, float]]:
     return held
 
 
-def room_for(per_worker: Resources, nodes: Iterable[Node], held: Mapping[str, Resources]) -> Room:
+def room_for(config: ClusterConfig, nodes: Iterable[Node], held: Mapping[str, Resources]) -> Room:
     """Return how many workers nodes can hold.
 
     Args:
-        per_worker: the resources of a worker.
+        config: the workers, and their placement.
         nodes: nodes that can start workers.
         held: by node, the resources of the workers that run, or that have a placement group.
     """
     nodes = list(nodes)
-    total = sum(_number_in(node.total, per_worker) for node in nodes)
-    with_own = [_sum_of(node.free, held.get(node.id, {})) for node in nodes]
-    return Room(total, sum(_number_in(resources, per_worker) for resources in with_own))
-
-
-def _number_in(resources: Resources, per_worker: Resources) -> int:
-    needs = {name: amount for name, amount in per_worker.items() if amount > 0}
-    return min((int(resources.get(name, 0.0) // amount) for name, amount in needs.items()), default=0)
+    total = room_on((NodeRoom(node.address, node.total, node.labels) for node in nodes), config)
+    with_own = (NodeRoom(node.address, _sum_of(node.free, held.get(node.id, {})), node.labels) for node in nodes)
+    return Room(total, room_on(with_own, config))
 
 
 def _sum_of(some: Resources, others: Resources) -> dict[str, float]:

@@ -90,6 +90,8 @@ def make_trainer(
         num_workers=config.num_workers if fewest is None else (fewest, config.num_workers),
         use_gpu=config.gpus_per_worker > 0,
         resources_per_worker=config.per_worker,
+        placement_strategy=config.placed.strategy.upper(),
+        label_selector=dict(config.placed.labels) or None,
     )
     trainer = trainer_class(
         serve,

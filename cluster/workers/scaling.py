@@ -12,7 +12,8 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 
 from cluster.config.run_config import ClusterConfig
-from cluster.workers.nodes import Room, alive_nodes, draining_nodes, held_resources, room_for, unreachable
+from cluster.ray_cluster.room import matches
+from cluster.workers.nodes import Node, Room, alive_nodes, draining_nodes, held_resources, room_for, unreachable
 
 LOOK_SECONDS = 0.25
 # For resources that others use at the moment, such as those of a group that has just ended.
@@ -34,7 +35,7 @@ class GroupSizePolicy(ScalingPolicy):
         self._mailbox = mailbox
         self._since: float | None = None  # when the present wait for nodes began
         self._has_told = False
-        self._avoided: list[str] = []
+        self._selector: dict[str, str] | None = None
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return the size of the group to start, or wait. Raises NoRoomError after cluster.recovery.start_seconds."""
@@ -59,7 +60,7 @@ class GroupSizePolicy(ScalingPolicy):
 
     def on_controller_start_worker_group(self, **group: Any) -> dict[str, str] | None:
         """Return labels that keep workers away from nodes that are lost or taken back, which Ray may still count as alive."""
-        return {NODE_ID: f"!in({', '.join(self._avoided)})"} if self._avoided else None
+        return self._selector
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Ask an autoscaler for nodes. A session on this machine has none, and saves the process."""
@@ -81,8 +82,19 @@ class GroupSizePolicy(ScalingPolicy):
         except Exception:  # noqa: BLE001 - Ray's head, which knows the nodes, may be busy or starting again
             return Room(0, 0)
         avoided = {node.id for node in nodes if node.id in draining} | unreachable(nodes)
-        self._avoided = sorted(avoided)
-        return room_for(self._config.per_worker, (node for node in nodes if node.id not in avoided), held)
+        staying = [node for node in nodes if node.id not in avoided]
+        self._selector = self._selector_of(sorted(avoided), staying)
+        return room_for(self._config, staying, held)
+
+    def _selector_of(self, avoided: list[str], staying: list[Node]) -> dict[str, str] | None:
+        """Return the labels of nodes for workers, without nodes that are to be avoided; None if those of the config are enough."""
+        if not avoided:
+            return None
+        labels = dict(self._config.placed.labels)
+        if NODE_ID not in labels:
+            return {**labels, NODE_ID: f"!in({', '.join(avoided)})"}
+        chosen = [node.id for node in staying if matches({NODE_ID: node.id}, {NODE_ID: labels[NODE_ID]})]
+        return {**labels, NODE_ID: f"in({', '.join(chosen)})"} if chosen else None
 
     def _size(self, room: Room, waited: float) -> int | None:
         """Return how many workers to start, or None to wait."""

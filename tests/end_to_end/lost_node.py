@@ -9,6 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import placement_group, remove_placement_group
 
+from cluster.config.run_config import ClusterConfig
 from cluster.workers.nodes import alive_nodes, held_resources, room_for, unreachable
 
 
@@ -28,7 +29,7 @@ def observe() -> dict[str, object]:
     seen = {
         "alive": len(nodes),
         "lost": lost == {second.node_id},
-        "room": room_for({"CPU": 1}, [node for node in nodes if node.id not in lost], held_resources(group)).free,
+        "room": room_for(ClusterConfig(), [node for node in nodes if node.id not in lost], held_resources(group)).free,
     }
     remove_placement_group(group)
     selector = {"ray.io/node-id": f"!in({', '.join(lost)})"}

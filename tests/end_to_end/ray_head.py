@@ -34,12 +34,15 @@ class Head:
 
 
 @contextmanager
-def ray_head(num_cpus: int = 3, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+def ray_head(
+    num_cpus: int = 3, environment: Mapping[str, str] | None = None, labels: str | None = None
+) -> Iterator[Head]:
     """Yield a head node, with a temporary folder of its own; it is ended by the ids of the processes that it started.
 
     Args:
         num_cpus: the CPUs that it offers.
         environment: variables of its workers. A worker has the environment of its node, not that of its driver.
+        labels: its labels, such as "group=train".
     """
     port, gcs_port = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="shoal-head-"))
@@ -60,6 +63,7 @@ def ray_head(num_cpus: int = 3, environment: Mapping[str, str] | None = None) ->
         f"--dashboard-port={port}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]
+    command += [] if labels is None else [f"--labels={labels}"]
     # Jobs run `python`: the one of this environment, as on a cluster with Shoal's requirements installed on its nodes.
     path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
@@ -83,10 +87,13 @@ def ray_head(num_cpus: int = 3, environment: Mapping[str, str] | None = None) ->
         keeper.communicate()  # closes its pipe: it has only the folder left to delete
 
 
-def add_node(head: Head, num_cpus: int = 1, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def add_node(
+    head: Head, num_cpus: int = 1, environment: Mapping[str, str] | None = None, labels: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start another node of the head's cluster on this machine. `environment` holds variables of its workers."""
     ray = Path(sys.executable).with_name("ray")
     ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
+    labelled = [] if labels is None else [f"--labels={labels}"]
     node = subprocess.Popen(
         [
             str(ray),
@@ -95,6 +102,7 @@ def add_node(head: Head, num_cpus: int = 1, environment: Mapping[str, str] | Non
             "--block",
             f"--num-cpus={num_cpus}",
             *ports,
+            *labelled,
             "--disable-usage-stats",
         ],
         stdout=subprocess.DEVNULL,

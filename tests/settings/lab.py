@@ -17,6 +17,7 @@ from pydantic import BaseModel
 import cluster.data.prepare
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import Config, job_of, load_config
+from cluster.ray_cluster.task_pool import TaskLimit
 from cluster.plan.workload import WorkloadConfig, check_workload
 from cluster.study.config import StudyConfig, StudyFile, read_study
 from sharding.world import World, current_world
@@ -166,7 +167,7 @@ class Lab:
             self.prepare(config, self._datasets[key])
         return self._datasets[key]
 
-    def prepare(self, config: Config, folder: Path, limits: list[int] | None = None) -> Manifest:
+    def prepare(self, config: Config, folder: Path, limits: list[TaskLimit] | None = None) -> Manifest:
         """Prepare a dataset; `limits` receives the number of tasks that may run at a time. Raises UserError as the command does."""
         run = config.run.model_copy(update={"dataset": str(folder)})
         with _without_ray([] if limits is None else limits):
@@ -204,11 +205,11 @@ def one_rank() -> Iterator[World]:
 
 
 @contextmanager
-def _without_ray(limits: list[int]) -> Iterator[None]:
+def _without_ray(limits: list[TaskLimit]) -> Iterator[None]:
     """Run the tasks of prepare one after another in this process; nobody looks at the card's pictures."""
 
     def run_tasks(
-        task: Callable[[Any, int], Any], argument: Any, numbers: Iterable[int], limit: int
+        task: Callable[[Any, int], Any], argument: Any, numbers: Iterable[int], limit: TaskLimit
     ) -> Generator[tuple[int, Any], None, None]:
         limits.append(limit)
         for number in numbers:

@@ -1,8 +1,8 @@
 """Constants of the dense part and of sums, fitted to measured runs. Imports neither torch nor ray.
 
 A run's placement.json has the mean time of a step by part, matmul_peak.json the peak rate of products. Runs on one worker give
-efficiency, memory_factor and step_seconds: what is left of a step without its tables is one factor times the dense work of the
-profile, and step_seconds (sharding.planning.calibrate). Products and bytes share the factor, because the work of similar models
+efficiency, memory_factor, step_seconds and block_seconds: what is left of a step without its tables is one factor times the dense
+work of the profile, step_seconds, and block_seconds for each block (sharding.planning.calibrate). Products and bytes share the factor, because the work of similar models
 hardly separates the two. Runs with as many threads as cores give busy_core_speed, from their dense part. Runs on several
 workers give the latency of a sum, from what is then left of a step.
 """
@@ -106,16 +106,17 @@ def _fit_dense(runs: Sequence[MeasuredRun], profile: Constants, source: str) -> 
         topology = run.planned.request.topology
         rate = profile.peak_flops.value * profile.efficiency.value
         moving = profile.memory_factor.value * moved / topology.device_bandwidth
-        features.append([products / rate + moving, 1.0])
+        features.append([products / rate + moving, 1.0, float(work.num_blocks)])
         # The dense part takes some time, however long the tables are predicted to take.
         seconds.append(max(0.05 * run.seconds, run.seconds - run.planned.prediction.step_seconds))
-    prior = np.asarray([1.0, profile.step_seconds.value])
-    factor, constant = fit_linear(np.asarray(features), np.asarray(seconds), prior).tolist()
+    prior = np.asarray([1.0, profile.step_seconds.value, profile.block_seconds.value or profile.step_seconds.value])
+    factor, of_step, of_block = fit_linear(np.asarray(features), np.asarray(seconds), prior).tolist()
     return replace(
         profile,
         efficiency=Constant(min(1.0, profile.efficiency.value / max(factor, 1e-9)), source),
         memory_factor=Constant(profile.memory_factor.value * factor, source),
-        step_seconds=Constant(constant, source),
+        step_seconds=Constant(of_step, source),
+        block_seconds=Constant(of_block, source),
     )
 
 

@@ -73,6 +73,7 @@ class DenseWork:
     fixed_products: float  # of a rank in each step
     fixed_moved: float
     dense_parameters: int
+    num_blocks: int  # of the encoder
 
 
 def read_training_set(config: Config, histories: HistoriesConfig, num_items: int) -> TrainingSet:
@@ -209,6 +210,7 @@ def dense_work(config: Config, examples: TrainingSet, num_ranks: int) -> DenseWo
         per_rank * max(0.0, whole.total.matmul - own.total.matmul),
         float(FLOAT * WEIGHT_TRAFFIC * whole.dense_parameters),
         whole.dense_parameters,
+        config.model.encoder.num_blocks,
     )
 
 
@@ -240,6 +242,7 @@ def _ranking_work(config: Config, examples: TrainingSet, facts: TrainingFacts) -
         0.0,
         0.0,
         costs.dense_parameters,
+        config.model.encoder.num_blocks,
     )
 
 

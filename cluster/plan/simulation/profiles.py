@@ -32,6 +32,7 @@ class Constants:
     efficiency: Constant
     memory_factor: Constant
     step_seconds: Constant
+    block_seconds: Constant
     cores_per_host: Constant | None  # None: each worker has a device of its own
     busy_core_speed: Constant
     latency_seconds: Constant | None  # None: that of the topology
@@ -82,6 +83,7 @@ def gpu_profile(preset: str, precision: Precision, host_bandwidth: float) -> Con
         efficiency=Constant(0.35, ASSUMED),
         memory_factor=Constant(1.25, f"80 % of the memory bandwidth; {ASSUMED}"),
         step_seconds=Constant(5e-3, ASSUMED),
+        block_seconds=Constant(0.0, "launches of kernels are part of step_seconds"),
         cores_per_host=None,
         busy_core_speed=Constant(1.0, "workers do not share their devices"),
         latency_seconds=None,
@@ -105,6 +107,7 @@ def cpu_profile(cores: int) -> Constants:
         efficiency=Constant(0.16, MEASURED),
         memory_factor=Constant(1.8, MEASURED),
         step_seconds=Constant(4e-3, MEASURED),
+        block_seconds=Constant(3e-3, MEASURED),
         cores_per_host=Constant(cores, "this machine"),
         busy_core_speed=Constant(0.67, MEASURED),
         latency_seconds=None,

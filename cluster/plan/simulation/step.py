@@ -12,7 +12,7 @@ straggler   what the busiest rank takes longer than that. Workers that share cor
 tables      the prediction of sharding.planning.costs for the plan of W workers, x busy / speed; with batch_tokens their exchange
             includes that of examples
 sums        2 all-reduces (4 with clip_norm): the gradient of dense weights, and the numbers on which ranks agree, x busy / speed
-other       step_seconds x busy / speed
+other       (step_seconds + block_seconds x blocks of the encoder) x busy / speed
 data wait   what reading the rows of a step takes longer than the step: files are read ahead
 
 latency     of W ranks: that of two ranks + latency_per_doubling_seconds x log2(W / 2)
@@ -151,7 +151,7 @@ def step_seconds(
         look_up=(sum(phases.values()) - exchange) * slowdown,
         exchange=(exchange + _example_seconds(config, examples, machine.topology)) * slowdown,
         sums=_sum_seconds(config, work, machine) * slowdown,
-        other=machine.constants.step_seconds.value * slowdown,
+        other=(machine.constants.step_seconds.value + machine.constants.block_seconds.value * work.num_blocks) * slowdown,
         data_wait=0.0,
     )
     reading = read_seconds(config, examples, machine)

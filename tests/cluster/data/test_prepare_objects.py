@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config.run_config import Config
 from cluster.data import prepare as preparing
+from cluster.ray_cluster.task_pool import TaskLimit
 from tests.support.object_store import Store, memory_store
 from tests.support.prepared import config_at, made, write_events
 from trainer.data.dataset.manifest import Manifest, read_manifest, verify_dataset
@@ -27,7 +28,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run tasks in this process, which alone has the storage."""
 
     def run_tasks(
-        task: Callable[[Any, int], Any], job: Any, numbers: list[int], limit: int
+        task: Callable[[Any, int], Any], job: Any, numbers: list[int], limit: TaskLimit
     ) -> Iterator[tuple[int, Any]]:
         for number in numbers:
             yield number, task(job, number)

@@ -16,6 +16,7 @@ from cluster.driver.evaluated_training import train_and_evaluate
 from cluster.driver.train_stage import _note_restarts, planned_job
 from cluster.errors import JobCancelledError
 from cluster.ray_cluster import session
+from cluster.ray_cluster.room import NodeRoom
 from cluster.workers import jobs
 from tests.support.committed import commit_checkpoint
 from tests.support.datasets import tiny_dataset
@@ -178,8 +179,8 @@ def test_a_cluster_that_cannot_hold_both_groups_is_refused(monkeypatch: pytest.M
     others = config.cluster.of_evaluation
     assert others is not None
     assert (others.num_workers, others.of_evaluation) == (1, None)
-    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 3.0})
-    session.check_both_groups(config.cluster, others)
-    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    with pytest.raises(UserError, match="need 3 CPUs in all, and the cluster has 2"):
-        session.check_both_groups(config.cluster, others)
+    monkeypatch.setattr(session, "nodes_here", lambda: [NodeRoom("a", {"CPU": 3.0})])
+    session.check_both_groups(config.cluster)
+    monkeypatch.setattr(session, "nodes_here", lambda: [NodeRoom("a", {"CPU": 2.0})])
+    with pytest.raises(UserError, match=r"num_workers = 1 in addition to cluster\.num_workers = 2 do not fit"):
+        session.check_both_groups(config.cluster)

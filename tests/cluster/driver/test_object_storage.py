@@ -22,6 +22,7 @@ from cluster.driver.run_lock import holder_of, locked
 from cluster.driver.status import read_status
 from cluster.driver.stop_request import is_answered, request_stop, withdraw
 from cluster.driver.train_stage import run_train_stage
+from cluster.ray_cluster.task_pool import TaskLimit
 from sharding.world import World
 from tests.support.object_store import Store, memory_store
 from tests.support.rank_pool import RankPool
@@ -81,7 +82,7 @@ def stages(config: Config, world: World) -> dict[str, Any]:
 def whole_run(world: World, logs: Path, local: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
 
-        def run_tasks(task: Callable[..., Any], job: Any, numbers: list[int], limit: int) -> Iterator[tuple[int, Any]]:
+        def run_tasks(task: Callable[..., Any], job: Any, numbers: list[int], limit: TaskLimit) -> Iterator[tuple[int, Any]]:
             for number in numbers:
                 yield number, task(job, number)
 

@@ -10,68 +10,13 @@ from cluster.config.run_config import Config, check_config
 from cluster.driver.existing_run import describe_existing
 from cluster.ray_cluster import preflight
 from cluster.ray_cluster.preflight import (
-    Node,
     all_here,
-    evaluation_problem,
     missing_files,
     nodes_of,
-    resource_problem,
     uses_objects,
-    workers_on,
 )
+from cluster.ray_cluster.room import NodeRoom
 from tests.support.object_store import memory_store
-
-
-def cluster(**values: Any) -> Any:
-    return check_config({"logs": {"path": "a.parquet"}, "cluster": values}, "test").cluster
-
-
-NODES = [Node("10.0.0.1", {"CPU": 8.0}), Node("10.0.0.2", {"CPU": 3.0, "GPU": 1.0})]
-
-
-@pytest.mark.parametrize(
-    ("values", "fits"),
-    [
-        ({"num_workers": 11}, True),
-        ({"num_workers": 12}, False),
-        ({"num_workers": 12, "min_workers": 11}, True),
-        ({"num_workers": 5, "cpus_per_worker": 2}, True),  # four and one
-        ({"num_workers": 3, "cpus_per_worker": 4}, False),  # 11 CPUs in all, but not four of them on the second node
-        ({"num_workers": 1, "gpus_per_worker": 1}, True),
-        ({"num_workers": 2, "gpus_per_worker": 1}, False),
-        ({"num_workers": 2, "gpus_per_worker": 1, "autoscaling": True}, True),
-    ],
-)
-def test_workers_must_fit_on_the_nodes_one_by_one(values: dict[str, Any], fits: bool) -> None:
-    assert (resource_problem(cluster(**values), NODES) is None) == fits
-
-
-@pytest.mark.parametrize(
-    ("values", "fits"),
-    [
-        ({"num_workers": 10}, True),
-        ({"num_workers": 11}, False),
-        ({"num_workers": 11, "min_workers": 1}, False),  # they would grow into the room of the others
-        ({"num_workers": 11, "autoscaling": True}, True),
-        ({"num_workers": 2, "cpus_per_worker": 4}, True),  # on the first node, and three CPUs on the second
-        ({"num_workers": 1, "gpus_per_worker": 1}, True),
-    ],
-)
-def test_workers_of_evaluation_must_fit_in_addition(values: dict[str, Any], fits: bool) -> None:
-    assert (evaluation_problem(cluster(**values, evaluation={"num_workers": 1}), NODES) is None) == fits
-    assert evaluation_problem(cluster(**values), NODES) is None
-
-
-def test_the_message_names_what_is_missing() -> None:
-    problem = resource_problem(cluster(num_workers=4, gpus_per_worker=1), NODES)
-    assert problem is not None
-    assert "4 workers with 1 CPU and 1 GPU each do not fit" in problem
-    assert "10.0.0.2: 3 CPUs and 1 GPUs" in problem
-    assert "room for 1, so 3 more would wait for ever" in problem
-
-
-def test_a_worker_without_gpu_counts_cpus_alone() -> None:
-    assert workers_on({"CPU": 5.0}, {"CPU": 2, "GPU": 0}) == 2
 
 
 def test_logs_and_run_folder_are_looked_for(tmp_path: Path) -> None:
@@ -119,8 +64,8 @@ def test_a_storage_that_only_the_cluster_may_use_hides_no_run(monkeypatch: pytes
 
 
 def test_another_machine_is_not_here() -> None:
-    assert all_here([Node("127.0.0.1", {})])
-    assert not all_here([Node("127.0.0.1", {}), Node("192.0.2.77", {})])
+    assert all_here([NodeRoom("127.0.0.1", {})])
+    assert not all_here([NodeRoom("127.0.0.1", {}), NodeRoom("192.0.2.77", {})])
     assert not all_here([])
 
 
@@ -130,7 +75,7 @@ def test_the_first_node_of_a_cluster_that_was_just_started_is_waited_for(monkeyp
     answers = iter([[], [dead], [dead, head]])
     monkeypatch.setattr(preflight, "list_nodes", lambda **_: next(answers))
     monkeypatch.setattr(preflight, "POLL_SECONDS", 0.0)
-    assert nodes_of("http://head:8265") == [Node("10.0.0.1", {"CPU": 3.0})]
+    assert nodes_of("http://head:8265") == [NodeRoom("10.0.0.1", {"CPU": 3.0})]
 
 
 def test_a_cluster_without_nodes_is_waited_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from cluster.config.run_config import ClusterConfig, EvaluationWorkersConfig
+from cluster.ray_cluster.room import NodeRoom
 from cluster.study import execute
 
-NODES = [{"Resources": {"CPU": 8.0}, "Alive": True}, {"Resources": {"CPU": 4.0}, "Alive": True}]
+NODES = [NodeRoom("a", {"CPU": 8.0}), NodeRoom("b", {"CPU": 4.0})]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,6 @@ NODES = [{"Resources": {"CPU": 8.0}, "Alive": True}, {"Resources": {"CPU": 4.0},
 def test_trials_leave_room_for_workers_of_concurrent_evaluation(
     monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any], at_once: int
 ) -> None:
-    monkeypatch.setattr(execute.ray, "nodes", lambda: NODES)
+    monkeypatch.setattr(execute, "nodes_here", lambda: NODES)
     cluster = ClusterConfig(num_workers=2, evaluation=EvaluationWorkersConfig(**evaluation))
     assert execute.most_at_once([cluster]) == at_once

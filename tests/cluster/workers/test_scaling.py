@@ -33,7 +33,10 @@ class World:
         return GroupSizePolicy(ScalingConfig(num_workers=2), cluster, self.mailbox)
 
     def alive_nodes(self) -> list[Node]:
-        return [Node(node, "", 0, {"CPU": 1.0}, {"CPU": float(node not in self.busy)}) for node in self.nodes]
+        return [
+            Node(node, "", 0, {"CPU": 1.0}, {"CPU": float(node not in self.busy)}, {"ray.io/node-id": node})
+            for node in self.nodes
+        ]
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -73,6 +76,22 @@ def test_a_group_starts_smaller_at_once_if_a_node_is_lost_or_taken_back(world: W
     world.draining = {}
     assert size_of(policy) == 2
     assert policy.on_controller_start_worker_group() is None
+
+
+def test_the_labels_of_the_config_stay_when_nodes_are_avoided(world: World) -> None:
+    policy = world.policy(min_workers=1, placement={"labels": {"zone": "!b"}})
+    assert size_of(policy) == 2
+    assert policy.on_controller_start_worker_group() is None  # Ray Train has those of the config
+    world.lost = {"b"}
+    assert size_of(policy) == 1
+    assert policy.on_controller_start_worker_group() == {"zone": "!b", "ray.io/node-id": "!in(b)"}
+
+
+def test_nodes_that_the_config_names_are_left_if_they_are_avoided(world: World) -> None:
+    world.nodes, world.lost = "abc", {"b"}
+    policy = world.policy(min_workers=1, placement={"labels": {"ray.io/node-id": "in(a, b)"}})
+    assert size_of(policy) == 1
+    assert policy.on_controller_start_worker_group() == {"ray.io/node-id": "in(a)"}
 
 
 def test_resources_that_others_use_are_waited_for_a_while(world: World) -> None:

@@ -13,6 +13,7 @@ from tests.settings.observations.clusters import (
     joined_address,
     measured,
     prepare_limit,
+    prepare_nodes,
     refused_plan,
     run_dir,
     workers_refused,
@@ -31,6 +32,7 @@ RUN = (
     Entry("run.dataset", "shared", dataset_dir, Path("shared").resolve(), free=WHERE),
 )
 
+JOINED: Settings = {"cluster.address": "auto", "cluster.prepare_tasks": None}
 TOO_MANY: Settings = {"cluster.num_workers": 9, "cluster.address": "auto"}
 
 CLUSTER = (
@@ -43,6 +45,17 @@ CLUSTER = (
     Entry("cluster.gpus_per_worker", 1, asked_of_ray("backend"), "nccl", free=WHERE),
     Entry("cluster.autoscaling", True, workers_refused, False, base=TOO_MANY, free=WHERE),
     Entry("cluster.prepare_tasks", 3, prepare_limit, 3, free=WHERE),
+    Entry("cluster.prepare_labels", {"group": "prepare"}, prepare_nodes, (3, {"group": "prepare"}), base=JOINED, free=WHERE),
+    Entry("cluster.placement.strategy", "spread", asked_of_ray("strategy"), "SPREAD", base=JOINED, free=WHERE),
+    Entry("cluster.placement.labels", {"group": "!spot"}, asked_of_ray("labels"), {"group": "!spot"}, base=JOINED, free=WHERE),
+    Entry(
+        "cluster.placement.resources",
+        {"slot": 1.0},
+        asked_of_ray("resources"),
+        {"CPU": 1, "GPU": 0, "slot": 1.0},
+        base=JOINED,
+        free=WHERE,
+    ),
     Entry(
         "cluster.collective_timeout_seconds",
         7.0,
@@ -62,6 +75,7 @@ ELSEWHERE = (
     "decides where checkpoints are evaluated, with equal results (tests/trainer/loop/test_concurrent_validation.py)"
 )
 EVALUATORS: Settings = {"cluster.evaluation.num_workers": 1}
+APART: Settings = {**EVALUATORS, **JOINED}
 
 EVALUATION = (
     Entry("cluster.evaluation.num_workers", 3, asked_for_evaluation("workers"), 3, free=ELSEWHERE),
@@ -88,6 +102,30 @@ EVALUATION = (
         asked_for_evaluation("backend"),
         "nccl",
         base=EVALUATORS,
+        free=ELSEWHERE,
+    ),
+    Entry(
+        "cluster.evaluation.placement.strategy",
+        "strict_pack",
+        asked_for_evaluation("strategy"),
+        "STRICT_PACK",
+        base=APART,
+        free=ELSEWHERE,
+    ),
+    Entry(
+        "cluster.evaluation.placement.labels",
+        {"group": "evaluation"},
+        asked_for_evaluation("labels"),
+        {"group": "evaluation"},
+        base=APART,
+        free=ELSEWHERE,
+    ),
+    Entry(
+        "cluster.evaluation.placement.resources",
+        {"memory": 1e9},
+        asked_for_evaluation("resources"),
+        {"CPU": 1, "GPU": 0, "memory": 1e9},
+        base=APART,
         free=ELSEWHERE,
     ),
 )

@@ -10,8 +10,11 @@ from unittest import mock
 import ray
 
 from cluster.config.run_config import ClusterConfig, Config, job_of
+from cluster.data import prepare as preparing
 from cluster.ray_cluster import session
+from cluster.ray_cluster.room import NodeRoom
 from cluster.ray_cluster.session import ray_session
+from cluster.ray_cluster.task_pool import TaskLimit
 from cluster.workers import ray_train as ray_trainer
 from sharding.errors import PlacementError
 from tests.settings.lab import Lab
@@ -37,6 +40,8 @@ def trainer_arguments(lab: Lab, cluster: ClusterConfig) -> dict[str, Any]:
         "workers": scaling.num_workers,
         "resources": scaling.resources_per_worker,
         "use_gpu": scaling.use_gpu,
+        "strategy": scaling.placement_strategy,
+        "labels": scaling.label_selector,
         "backend": group.backend,
         "timeout": group.timeout_s,
         "threads": given["train_loop_config"]["threads"],
@@ -84,7 +89,7 @@ def joined_address(lab: Lab, config: Config) -> str:
 
 def workers_refused(lab: Lab, config: Config) -> bool:
     """Return whether a cluster of two CPUs refuses the workers."""
-    with mock.patch.object(ray, "cluster_resources", return_value={"CPU": 2.0}):
+    with mock.patch.object(session, "nodes_here", return_value=[NodeRoom("a", {"CPU": 2.0})]):
         try:
             session.check_resources(config.cluster)
         except UserError:
@@ -94,9 +99,17 @@ def workers_refused(lab: Lab, config: Config) -> bool:
 
 def prepare_limit(lab: Lab, config: Config) -> int:
     """Return how many tasks of prepare may run side by side."""
-    limits: list[int] = []
+    limits: list[TaskLimit] = []
     lab.prepare(config, lab.new_folder() / "dataset", limits)
-    return limits[0]
+    return limits[0].most
+
+
+def prepare_nodes(lab: Lab, config: Config) -> tuple[int, dict[str, str]]:
+    """Return how many tasks of prepare may run side by side, and the labels of their nodes."""
+    nodes = [NodeRoom("a", {"CPU": 2.0}), NodeRoom("b", {"CPU": 3.0}, {"group": "prepare"})]
+    with mock.patch.object(preparing, "nodes_here", return_value=nodes):
+        limit = preparing.max_tasks(config)
+    return limit.most, dict(limit.labels)
 
 
 def run_dir(lab: Lab, config: Config) -> Path:

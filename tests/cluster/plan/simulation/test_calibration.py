@@ -33,18 +33,22 @@ TRUE = replace(
     efficiency=Constant(cpu_profile(8).efficiency.value / 0.4, ""),
     memory_factor=Constant(cpu_profile(8).memory_factor.value * 0.4, ""),
     step_seconds=Constant(5e-4, ""),
+    block_seconds=Constant(2e-4, ""),
     busy_core_speed=Constant(0.8, ""),
     sum_latency_seconds=Constant(4e-3, ""),
 )
-# Widths and batches of runs on one worker.
-ALONE = ((8, 8), (64, 32), (256, 8), (16, 256), (128, 64))
+# Widths, batches and blocks of runs on one worker.
+ALONE = ((8, 8, 1), (64, 32, 2), (256, 8, 4), (16, 256, 2), (128, 64, 1), (8, 8, 8))
 
 
-def run_folder(folder: Path, dataset: Path, dim: int, batch: int, workers: int, constants: Constants) -> str:
+def run_folder(
+    folder: Path, dataset: Path, dim: int, batch: int, workers: int, constants: Constants, num_blocks: int = 1
+) -> str:
     """Write the run folder of a training with the step times that the constants predict; return its path."""
     config = tiny_config(
         folder,
         dataset,
+        model={"encoder": {"kind": "sasrec", "num_blocks": num_blocks, "dropout": 0.0}},
         tables={"item": {"dim": dim}},
         train={"batch_size": batch},
         cluster={"num_workers": workers},
@@ -74,13 +78,13 @@ def write_steps(folder: Path, workers: int, dense: float, others: float, flops: 
 def test_known_constants_are_found_again(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "dataset")
     runs = [
-        run_folder(tmp_path / f"run{number}", tmp_path / "dataset", dim, batch, 1, TRUE)
-        for number, (dim, batch) in enumerate(ALONE)
+        run_folder(tmp_path / f"run{number}", tmp_path / "dataset", dim, batch, 1, TRUE, blocks)
+        for number, (dim, batch, blocks) in enumerate(ALONE)
     ]
     runs.append(run_folder(tmp_path / "pair", tmp_path / "dataset", 64, 64, 2, with_all_cores_busy(TRUE)))
     profile = replace(cpu_profile(2), cores_per_host=Constant(2, ""))
     constants = fitted_constants(runs, profile, FITTED)
-    for name in ("peak_flops", "efficiency", "memory_factor", "step_seconds", "busy_core_speed"):
+    for name in ("peak_flops", "efficiency", "memory_factor", "step_seconds", "block_seconds", "busy_core_speed"):
         assert constants.number(name) == pytest.approx(TRUE.number(name), rel=0.05), name
     assert constants.sum_latency_seconds.value == pytest.approx(TRUE.sum_latency_seconds.value, rel=0.25)
     assert constants.efficiency.source.startswith("fitted to ")
