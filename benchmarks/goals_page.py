@@ -76,16 +76,25 @@ def _machine() -> list[Goal]:
     }
     rows = {precision: _row(file, name) for precision, name in names.items()}
     gains = [half / full for half, full in zip(rows["bfloat16"]["ours"], rows["float32"]["ours"], strict=True)]
-    score = "benchmark_score.json"
+    score, whole = "benchmark_score.json", "benchmark_evaluate.json"
     return [
         Goal("SASRec step with kernels, of the matmul peak, float32", file, _of(file, names["float32"]), 0.6),
         Goal("SASRec step with kernels, of the matmul peak, bfloat16", file, _of(file, names["bfloat16"]), 0.4),
         Goal("bfloat16, times float32, with kernels", file, gains, 1.3),
         *(
             Goal(
-                f"evaluation over {items:,} items, of forward at peak, product and top-k",
+                f"encoding and ranking among {items:,} items, of forward at peak, product and top-k",
                 score,
                 _of(score, f"encode and rank, {items:,} items, one thread"),
+                0.7,
+            )
+            for items in (10_000, 100_000, 1_000_000)
+        ),
+        *(
+            Goal(
+                f"evaluation among {items:,} items by 2 workers, from files to metrics, of the same",
+                whole,
+                _of(whole, f"evaluate {items:,} items, 2 workers"),
                 0.7,
             )
             for items in (10_000, 100_000, 1_000_000)

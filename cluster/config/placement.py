@@ -61,6 +61,6 @@ class PlacementConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         for name, amount in resources.items():
             if name in ("CPU", "GPU"):
                 raise ValueError(f"{name} is set by {name.lower()}s_per_worker")
-            if not 0 < amount < float("inf"):
+            if amount <= 0:
                 raise ValueError(f"{name} = {amount:g} is no amount above 0")
         return resources

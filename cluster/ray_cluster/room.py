@@ -56,6 +56,9 @@ def room_on(nodes: Iterable[NodeRoom], config: ClusterConfig) -> int:
 
 def sets_on(nodes: Sequence[NodeRoom], groups: Sequence[ClusterConfig], most: int) -> int:
     """Return how many times all groups of workers fit at once, at most `most`; each group with all its workers."""
+    # Nodes that fewer groups could use come first, so that no group takes the only place of another.
+    uses = [sum(room_on([node], group) > 0 for group in groups) for node in nodes]
+    nodes = [node for _, node in sorted(zip(uses, nodes, strict=True), key=lambda pair: pair[0])]
     left = [dict(node.resources) for node in nodes]
     for number in range(most):
         for group in groups:

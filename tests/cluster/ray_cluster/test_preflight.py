@@ -70,12 +70,12 @@ def test_another_machine_is_not_here() -> None:
 
 
 def test_the_first_node_of_a_cluster_that_was_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = SimpleNamespace(node_ip="10.0.0.1", resources_total={"CPU": 3.0}, state="ALIVE")
+    head = SimpleNamespace(node_ip="10.0.0.1", resources_total={"CPU": 3.0}, state="ALIVE", labels={"zone": "a"})
     dead = SimpleNamespace(node_ip="10.0.0.9", resources_total={"CPU": 3.0}, state="DEAD")
     answers = iter([[], [dead], [dead, head]])
     monkeypatch.setattr(preflight, "list_nodes", lambda **_: next(answers))
     monkeypatch.setattr(preflight, "POLL_SECONDS", 0.0)
-    assert nodes_of("http://head:8265") == [NodeRoom("10.0.0.1", {"CPU": 3.0})]
+    assert nodes_of("http://head:8265") == [NodeRoom("10.0.0.1", {"CPU": 3.0}, {"zone": "a"})]
 
 
 def test_a_cluster_without_nodes_is_waited_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

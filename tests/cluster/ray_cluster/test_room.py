@@ -148,7 +148,7 @@ def test_a_missing_label_has_none_of_the_values() -> None:
         ({"labels": {"group!": "a"}}, '"group!" is no label of a node'),
         ({"resources": {"CPU": 2.0}}, "CPU is set by cpus_per_worker"),
         ({"resources": {"slot": 0.0}}, "slot = 0 is no amount above 0"),
-        ({"resources": {"slot": float("inf")}}, "slot = inf is no amount above 0"),
+        ({"resources": {"slot": float("inf")}}, "must be a finite number"),
         ({"strategy": "even"}, "strategy"),
     ],
 )
