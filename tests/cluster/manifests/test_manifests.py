@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from tests.cluster.manifests.schema import KINDS
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "examples" / "cluster"
+KUBERNETES = "1.34"
 MANIFESTS = sorted(path for path in FOLDER.glob("*.yaml") if "apiVersion: ray.io" in path.read_text(encoding="utf-8"))
 
 
@@ -62,6 +64,36 @@ def test_a_cluster_is_consistent(path: Path) -> None:
         assert group["resources"].get("GPU") == requests.get("nvidia.com/gpu")
         elastic = group["minReplicas"] < group["maxReplicas"]
         assert not elastic or cluster["enableInTreeAutoscaling"]
+
+
+def check_pod(spec: dict[str, Any]) -> None:
+    """Compare the pod of a group with the schema of Kubernetes, which knows every field of it."""
+    metadata = {"name": "shoal"}
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, KUBERNETES, strict=True
+    )
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_pods_fit_the_schema_of_kubernetes(path: Path) -> None:
+    checked = [check_pod(pod) for pod in pods(cluster_of(read(path)))]
+    assert len(checked) > 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda pod: pod["containers"][0].update(volumeMount=[]),  # an unknown field
+        lambda pod: pod["containers"][0].pop("name"),
+        lambda pod: pod["volumes"][0].update(persistentVolumeClaim={"claim": "shoal-data"}),
+    ],
+    ids=["unknown field", "no name", "wrong field of a volume"],
+)
+def test_a_mistake_in_a_pod_is_found(mistake: Callable[[dict[str, Any]], None]) -> None:
+    pod = copy.deepcopy(next(pods(cluster_of(read(FOLDER / "rayjob_cpu.yaml")))))
+    mistake(pod)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_pod(pod)
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
