@@ -176,15 +176,24 @@ def _model(encoder: dict[str, Any], dim: int) -> dict[str, Any]:
 
 
 def config_of(
-    folder: Path, name: str, model: dict[str, Any], batch: int, workers: int, measures_tables: bool = True
+    folder: Path,
+    name: str,
+    model: dict[str, Any],
+    batch: int,
+    workers: int,
+    measures_tables: bool = True,
+    by_events: bool = False,
 ) -> Config:
-    """Return the config of a run, and write it into a new run folder, where the simulation reads it."""
+    """Return the config of a run, and write it into a new run folder, where the simulation reads it.
+
+    by_events: a batch has a number of events, the mean of `batch` histories, and its histories are dealt by length.
+    """
     values = {
         **model,
         "run": {"dir": str(folder / name), "dataset": str(folder / "dataset")},
         "logs": {"path": str(folder / "logs/events-*.parquet")},
         "train": {
-            "batch_size": batch,
+            **({"batch_tokens": round(batch * MEAN_EVENTS)} if by_events else {"batch_size": batch}),
             "max_steps": STEPS,
             "epochs": 100,
             "evaluate_every_epochs": 100,

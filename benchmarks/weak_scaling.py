@@ -22,16 +22,20 @@ from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 
 MARK = "weak scaling"
-MODELS: dict[str, dict[str, Any]] = {
-    "HSTU, 256 negatives": PREDICTED,
-    "SASRec, full softmax": {
-        "model": {
-            "max_history": 200,
-            "encoder": {"kind": "sasrec", "num_blocks": 2},
-            "objective": {"kind": "full_softmax"},
-        },
-        "tables": {"item": {"dim": 64, "sharding": "data_parallel"}},
+SASREC: dict[str, Any] = {
+    "model": {
+        "max_history": 200,
+        "encoder": {"kind": "sasrec", "num_blocks": 2},
+        "objective": {"kind": "full_softmax"},
     },
+    "tables": {"item": {"dim": 64, "sharding": "data_parallel"}},
+}
+# By name: the model, and whether a batch is a number of events, with its histories dealt by length.
+MODELS: dict[str, tuple[dict[str, Any], bool]] = {
+    "HSTU, 256 negatives": (PREDICTED, False),
+    "HSTU, 256 negatives, dealt by length": (PREDICTED, True),
+    "SASRec, full softmax": (SASREC, False),
+    "SASRec, full softmax, dealt by length": (SASREC, True),
 }
 
 
@@ -50,12 +54,12 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
     with ray_session(first.cluster):
         prepare(first, lambda progress: None)
     models: dict[str, dict[str, list[float]]] = {}
-    for name, model in MODELS.items():
+    for name, (model, by_events) in MODELS.items():
         sides: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
         for _ in range(turns):
-            sides["alone"].append(step_seconds(config_of(folder, "alone", model, BATCH, 1, False)))
-            sides["apart"].append(_apart(folder, model))
-            sides["together"].append(step_seconds(config_of(folder, "together", model, 2 * BATCH, 2, False)))
+            sides["alone"].append(step_seconds(config_of(folder, "alone", model, BATCH, 1, False, by_events)))
+            sides["apart"].append(_apart(folder, model, by_events))
+            sides["together"].append(step_seconds(config_of(folder, "together", model, 2 * BATCH, 2, False, by_events)))
         models[name] = sides
     machine = platform.processor() or platform.machine()
     return {
@@ -67,9 +71,9 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
     }
 
 
-def _apart(folder: Path, model: dict[str, Any]) -> float:
+def _apart(folder: Path, model: dict[str, Any], by_events: bool) -> float:
     """Return the mean over two trainings at the same time of the seconds of a step."""
-    configs = [config_of(folder, f"apart-{number}", model, BATCH, 1, False) for number in range(2)]
+    configs = [config_of(folder, f"apart-{number}", model, BATCH, 1, False, by_events) for number in range(2)]
     with ThreadPoolExecutor(2) as threads:
         return statistics.mean(threads.map(step_seconds, configs))
 

@@ -46,6 +46,7 @@ def test_evaluation_and_training_survive_the_loss_of_their_nodes(
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
     with ray_head(num_cpus=1, environment=slow, labels="group=train") as head:
         second = add_node(head, environment=slow, labels="group=train")
+        wait_for("two nodes", lambda: num_cpus(head) == 2.0)  # two that start at once may choose the same ports
         third = add_node(head, labels="group=evaluate")
         command = None
         arguments = settings_of(run_dir, dataset, **{"cluster.address": head.address, **PLACED})
@@ -68,8 +69,9 @@ def test_evaluation_and_training_survive_the_loss_of_their_nodes(
                 if process.poll() is None:
                     end_family(process)  # type: ignore[arg-type]
     assert code == 0, err
-    (lost,) = report_restarts(run_dir)
-    assert lost.cause == "failure"
+    evaluation, lost = report_restarts(run_dir)
+    assert "the evaluation of step_" in evaluation.text
+    assert (lost.cause, lost.steps is not None) == ("failure", True)
     assert [each.step for each in read_validations(run_dir)] == DUE  # each once; some may be skipped as too old
     assert DUE[-1] in evaluated(run_dir)
     training = {node for rank in (0, 1) for node in nodes_of(run_dir / f"logs/rank-{rank}.log")}
