@@ -1,9 +1,12 @@
 """Peak memory of this process and all it started, sampled while work runs."""
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -62,3 +65,19 @@ def peak_memory(
     finally:
         done.set()
         thread.join()
+
+
+def measured_apart(figures: Callable[[int], dict[str, Any]], number: int) -> dict[str, Any]:
+    """Return the figures that a function measures for a number, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send_figures, args=(figures, number, sending))
+    process.start()
+    sending.close()  # otherwise a process that fails is waited for without end
+    measured: dict[str, Any] = receiving.recv()
+    process.join()
+    return measured
+
+
+def _send_figures(figures: Callable[[int], dict[str, Any]], number: int, pipe: Connection) -> None:
+    pipe.send(figures(number))

@@ -7,9 +7,7 @@ model and of 4 baselines.
 
 import argparse
 import json
-import multiprocessing
 import tempfile
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.memory import anonymous_bytes, peak_memory
+from benchmarks.memory import anonymous_bytes, measured_apart, peak_memory
 from benchmarks.pages import markdown, with_table
 from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
@@ -36,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of the driver while it merges an evaluation.")
     parser.add_argument("--page", action="store_true", help="only write the table of the stored figures")
     if not parser.parse_args().page:
-        rows = [measured_apart(number) for number in NUMBERS]
+        rows = [measured_apart(measured, number) for number in NUMBERS]
         RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), stored), encoding="utf-8")
@@ -62,20 +60,10 @@ def with_tables(page: str, stored: dict[str, Any]) -> str:
     return with_table(page, "merged evaluation", markdown(header, lines))
 
 
-def measured_apart(num_users: int) -> dict[str, int]:
-    """Return the figures of a number of users, measured in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_send_figures, args=(num_users, sending))
-    process.start()
-    figures: dict[str, int] = receiving.recv()
-    process.join()
-    return figures
-
-
-def _send_figures(num_users: int, pipe: Connection) -> None:
+def measured(num_users: int) -> dict[str, int]:
+    """Return the figures of a number of users."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-merge-") as folder:
-        pipe.send(figures_of(num_users, Path(folder)))
+        return figures_of(num_users, Path(folder))
 
 
 def figures_of(num_users: int, folder: Path) -> dict[str, int]:

@@ -30,7 +30,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world
 from trainer.data.synthetic.impressions import generate_impressions, logits
-from trainer.evaluation.ranking import results, scored
+from trainer.evaluation.ranking import results, scored, tables
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.loop.train import Training
@@ -123,7 +123,7 @@ def test_an_evaluation_of_the_truth_finds_the_optimum(log: Path, config: Config,
     write_scores(evaluator, model, tmp_path / "parts", lambda done, total: None)
     found = scored.merge_parts(tmp_path / "parts", tuple(LABELS))
     summary = results.summarize(found, "test", "truth", manifest, config.model.max_history, 1)
-    results.write(tmp_path, summary, found, read_vocabulary(config.dataset_dir, manifest).values)
+    tables.write(tmp_path, summary, found, read_vocabulary(config.dataset_dir, manifest).values)
     rows = pq.read_table(tmp_path / "per_impression.parquet").to_pylist()
     assert len(rows) == manifest.counts.test_targets
     for row in rows:

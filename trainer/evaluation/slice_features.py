@@ -1,7 +1,7 @@
 """Slices by features of users, items and impressions: which features, and the values of ids as people know them. No torch."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainer.data.dataset.vocabulary import ids_of_numbers, read_values, read_vo
 from trainer.data.stream.columns import Column, Lists
 from trainer.errors import UserError
 from trainer.evaluation.slices import Slice, quarters
-from trainer.evaluation.spooled import kept
+from trainer.evaluation.spooled import Spool, spooled
 from trainer.storage.parquet import read_parquet
 
 MOST_VALUES = 32  # of a feature of users that is sliced by default
@@ -72,39 +72,66 @@ def arrow_columns(prefix: str, features: Mapping[str, Column]) -> dict[str, Any]
     return columns
 
 
-def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: Manifest) -> Iterator[Slice]:
+def feature_slices(
+    feature: Feature, blocks: Callable[[], Iterable[pa.Array]], folder: Path, manifest: Manifest
+) -> Iterator[Slice]:
     """Yield the slices of one feature; a row with several values is in several slices.
 
     Args:
         feature: the feature.
-        values: (n,) ids, numbers, or lists of ids, as a row group reader returns them; null where there is no item.
+        blocks: returns the values of blocks of rows: ids, numbers, or lists of ids, as a row group reader returns them; null where
+            there is no item.
         folder: the dataset.
         manifest: its manifest.
     """
     if feature.kind == "numeric":
-        yield from quarters(
-            slice_name(feature), in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
-        )
+        numbers = Spool(np.float64)
+        for values in blocks():
+            numbers.append(in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)))
+        yield from quarters(slice_name(feature), numbers.array(), _range_text)
         return
+    all_ids = np.zeros(0, np.int64)
+    counts = np.zeros(0, np.int64)
+    num_rows = 0
+    for values in blocks():
+        _, ids = _unique_values_of_rows(values)
+        all_ids, place = np.unique(np.concatenate((all_ids, ids)), return_inverse=True)
+        weight = np.concatenate((counts, np.ones(ids.size, np.int64)))
+        counts = np.bincount(place, weight, all_ids.size).astype(np.int64)
+        num_rows += len(values)
+    shown = all_ids[np.sort(np.argsort(-counts, kind="stable")[:MOST_SLICES])]
+    masks = [spooled(num_rows, np.bool_) for _ in shown]
+    start = 0
+    for values in blocks():
+        owners, ids = _unique_values_of_rows(values)
+        for number, inside in zip(shown, masks, strict=True):
+            inside[start + owners[ids == number]] = True
+        start += len(values)
+    for label, inside in zip(labels_of(feature, shown, folder, manifest), masks, strict=True):
+        yield Slice(slice_name(feature), label, inside)
+
+
+def _unique_values_of_rows(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and the ids that they have. An id that repeats in a list is once there."""
     is_list = pa.types.is_list(values.type)
     owners = pc.list_parent_indices(values).to_numpy() if is_list else np.arange(len(values))
     ids = pc.fill_null(pc.list_flatten(values) if is_list else values, UNKNOWN_ID).to_numpy()
-    found_ids, codes = np.unique(ids, return_inverse=True)
-    pairs = np.unique(codes * len(values) + owners)  # a value that repeats in a list counts once
-    counts = np.bincount(pairs // max(1, len(values)), minlength=found_ids.size)
-    shown = np.sort(np.argsort(-counts, kind="stable")[:MOST_SLICES])
-    for code, label in zip(shown, labels_of(feature, found_ids[shown], folder, manifest), strict=True):
-        inside = np.zeros(len(values), dtype=np.bool_)
-        inside[owners[codes == code]] = True
-        yield Slice(slice_name(feature), label, kept(inside))
+    pairs = np.unique(np.stack((owners, ids), axis=1).astype(np.int64), axis=0) if is_list else None
+    return (owners, ids.astype(np.int64)) if pairs is None else (pairs[:, 0], pairs[:, 1])
 
 
 def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Manifest, unknown: bool) -> pa.Array:
-    """Return the values of a feature of items, as feature_slices takes them; null for id 0.
+    """Return the values of a feature of items (n,), as feature_slices takes them; null for id 0 (reader_of_items)."""
+    return reader_of_items(feature, folder, manifest, unknown)(items)
+
+
+def reader_of_items(
+    feature: Feature, folder: Path, manifest: Manifest, unknown: bool
+) -> Callable[[np.ndarray], pa.Array]:
+    """Read a feature of all items, and return the function that returns its values of some ids.
 
     Args:
         feature: a feature of items.
-        items: (n,) ids.
         folder: the dataset.
         manifest: its manifest.
         unknown: whether items that the training part does not know have ids after the known ones.
@@ -116,15 +143,18 @@ def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Man
     ids = ids_of_numbers(folder, manifest, with_unknown=unknown)
     number_of_id = np.zeros(int(ids.max(initial=0)) + 1, np.int64)
     number_of_id[ids] = np.arange(ids.size)
-    numbers = number_of_id[items]
-    taken = column.take(pa.array(numbers, mask=items == UNKNOWN_ID))
     decode = decoder_of([feature], None if manifest.ids_are_numbers else ids)[feature.column]
-    if pa.types.is_list(taken.type):
-        flat = pa.array(decode(taken.flatten().to_numpy()))
-        lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy()
-        return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)), flat)
-    absent = taken.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(decode(pc.fill_null(taken, 0).to_numpy()), mask=absent)
+
+    def values(items: np.ndarray) -> pa.Array:
+        taken = column.take(pa.array(number_of_id[items], mask=np.asarray(items == UNKNOWN_ID)))
+        if pa.types.is_list(taken.type):
+            flat = pa.array(decode(taken.flatten().to_numpy()))
+            lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy()
+            return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)), flat)
+        absent = taken.is_null().to_numpy(zero_copy_only=False)
+        return pa.array(decode(pc.fill_null(taken, 0).to_numpy()), mask=absent)
+
+    return values
 
 
 def labels_of(feature: Feature, ids: np.ndarray, folder: Path, manifest: Manifest) -> list[str]:

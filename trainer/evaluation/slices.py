@@ -5,13 +5,14 @@ independent means, with Holm's correction for the number of tested slices (Holm 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.spooled import kept
+from trainer.evaluation.sorting import at_shares, sorted_with_places
+from trainer.evaluation.spooled import blocks, chosen, filled
 
 MIN_USERS = 50  # inside and outside of a slice, for the test
 LEVEL = 0.05  # of the test, over all slices together
@@ -48,14 +49,32 @@ def quarters(name: str, values: np.ndarray, text: Callable[[float, float], str])
         values: (n,).
         text: the name of a slice, from its smallest and largest value.
     """
-    known = values[~np.isnan(values)]
+    known = chosen(values, filled(values.size, np.bool_, lambda block: ~np.isnan(values[block])))
     if not known.size:
         return
-    cuts = np.unique(np.quantile(known, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
-    quarter = np.where(np.isnan(values), -1, np.searchsorted(cuts, values, side="left"))
-    for number in range(cuts.size):
-        inside = kept(quarter == number)
-        yield Slice(name, text(values[inside].min(), values[inside].max()), inside)
+    cuts = np.unique(at_shares(sorted_with_places(known)[0], [0.25, 0.5, 0.75, 1.0]))
+
+    def quarter(block: slice) -> np.ndarray:
+        return np.where(np.isnan(values[block]), -1, np.searchsorted(cuts, values[block], side="left"))
+
+    for inside in masks(filled(values.size, np.int8, quarter), range(cuts.size)):
+        yield Slice(name, text(*extent(values, inside)), inside)
+
+
+def masks(numbers: np.ndarray, wanted: Iterable[int]) -> Iterator[np.ndarray]:
+    """Yield where an array (n,) has each of some numbers, (n,) bool."""
+    for number in wanted:
+        yield _mask(numbers, number)
+
+
+def _mask(numbers: np.ndarray, wanted: int) -> np.ndarray:
+    return filled(numbers.size, np.bool_, lambda block: numbers[block] == wanted)
+
+
+def extent(values: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
+    """Return the smallest and the largest value where `inside` is true; it is true somewhere."""
+    bounds = [(own.min(), own.max()) for block in blocks(values.size) if (own := values[block][inside[block]]).size]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def steps(name: str, values: np.ndarray, bounds: Sequence[tuple[float, str]]) -> Iterator[Slice]:
@@ -66,9 +85,13 @@ def steps(name: str, values: np.ndarray, bounds: Sequence[tuple[float, str]]) ->
         values: (n,).
         bounds: (first value, name) of each slice, ascending; the first one has the smaller values too.
     """
-    place = np.maximum(np.searchsorted([first for first, _ in bounds], values, side="right") - 1, 0)
-    for number, (_, value) in enumerate(bounds):
-        inside = kept(place == number)
+    firsts = [first for first, _ in bounds]
+
+    def place(block: slice) -> np.ndarray:
+        return np.maximum(np.searchsorted(firsts, values[block], side="right") - 1, 0)
+
+    places = filled(values.size, np.int8, place)
+    for (_, value), inside in zip(bounds, masks(places, range(len(bounds))), strict=True):
         if inside.any():
             yield Slice(name, value, inside)
 

@@ -54,12 +54,12 @@ def members(slices: list[Slice]) -> dict[str, list[int]]:
 
 def test_values_of_users_are_named_as_in_the_logs(tmp_path: Path) -> None:
     manifest = manifest_in(tmp_path)
-    cities = members(list(feature_slices(CITY, pa.array([2, 1, 0, 2], pa.int32()), tmp_path, manifest)))
+    cities = members(list(feature_slices(CITY, [pa.array([2, 1, 0, 2], pa.int32())].__iter__, tmp_path, manifest)))
     assert cities == {"missing or unknown": [2], "Bern": [1], "Rome": [0, 3]}
-    ages = members(list(feature_slices(AGE, pa.array([0, 1, 2, 3], pa.int32()), tmp_path, manifest)))
+    ages = members(list(feature_slices(AGE, [pa.array([0, 1, 2, 3], pa.int32())].__iter__, tmp_path, manifest)))
     assert ages == {"missing or unknown": [0], "below 18": [1], "18 to below 40": [2], "40 or more": [3]}
     heights = (np.log1p([100.0, 200.0]) - 5.0) / 0.5
-    assert members(list(feature_slices(HEIGHT, pa.array(heights), tmp_path, manifest))) == {
+    assert members(list(feature_slices(HEIGHT, [pa.array(heights)].__iter__, tmp_path, manifest))) == {
         "100 to 100": [0],
         "200 to 200": [1],
     }
@@ -70,7 +70,7 @@ def test_items_with_several_values_are_in_several_slices(tmp_path: Path) -> None
     manifest = manifest_in(tmp_path)
     values = item_values(GENRES, np.asarray([1, 2, 3, 0]), tmp_path, manifest, unknown=True)
     assert values.to_pylist() == [[2], [3], [1, 2, 2], []]
-    slices = list(feature_slices(GENRES, values, tmp_path, manifest))
+    slices = list(feature_slices(GENRES, [values].__iter__, tmp_path, manifest))
     assert members(slices) == {"crime": [2], "drama": [0, 2], "war": [1]}
 
 

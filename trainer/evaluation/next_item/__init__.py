@@ -12,7 +12,6 @@ Files:
     merged_rows.py      rows of all workers, merged some users at a time
     metrics.py          the tuple of all metrics: one value each
     outputs.py          all files of an evaluation
-    part_writer.py      a worker's file of results, written while the evaluation runs
     queries.py          figures of users with several queries
     read_similarity.py  categories of items, or users that they share, from a dataset
     report.html.j2      template of report.html

@@ -31,9 +31,9 @@ from trainer.evaluation.next_item.baselines.build import Baselines
 from trainer.evaluation.next_item.baselines.listed import BaselineRanks
 from trainer.evaluation.next_item.candidates import Candidates, candidates_of
 from trainer.evaluation.next_item.metrics import user_metrics
-from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.evaluation.next_item.slices import BUILT_IN, SINCE_LAST, TRAIN_LENGTH, USER_PREFIX
+from trainer.evaluation.part_writer import part_writer
 from trainer.evaluation.slice_features import arrow_columns, slice_features
 from trainer.global_batch.dynamic_ids import DynamicTables
 

@@ -24,7 +24,6 @@ from trainer.evaluation.next_item.figures import Figures, columns_of, figures_of
 from trainer.evaluation.next_item.list_metrics import RankedLists
 from trainer.evaluation.next_item.merged_rows import MergedRows
 from trainer.evaluation.next_item.metrics import METRICS
-from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.queries import columns_of_queries, figures_of_queries
 from trainer.evaluation.next_item.similarity import Similarity
 from trainer.evaluation.next_item.slices import (
@@ -36,6 +35,7 @@ from trainer.evaluation.next_item.slices import (
     slices_by_features,
 )
 from trainer.evaluation.next_item.user_values import UserValues, intervals, means
+from trainer.evaluation.part_writer import part_writer
 from trainer.evaluation.protocol import data_of, statement_of
 from trainer.evaluation.slices import Slice, worst_slices
 from trainer.evaluation.spooled import spooled

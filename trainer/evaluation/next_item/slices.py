@@ -74,7 +74,7 @@ def slices_by_features(
             values = item_values(feature, first_targets, folder, manifest, unknown)
         else:
             values = whole(rows.column(USER_PREFIX + feature.column))
-        yield from feature_slices(feature, values, folder, manifest)
+        yield from feature_slices(feature, [values].__iter__, folder, manifest)
 
 
 def first_targets_of(rows: pa.Table) -> np.ndarray:

@@ -1,18 +1,18 @@
 """Evaluation of a ranking model on held-out impressions, by all workers together.
 
-During training only metrics are computed: sums are added over workers, and for pairs each worker counts one range of scores. So no
-worker needs memory for all impressions. As a stage of its own, each worker writes a row per impression with the scores of the model
-and of the baselines, and the driver merges the parts (trainer.evaluation.ranking.results).
+During training only metrics are computed: sums are added over workers, and for pairs each worker counts one range of scores. As
+a stage of its own, each worker writes a row per impression with the scores of the model and of the baselines, and the driver merges
+the parts (trainer.evaluation.ranking.results). Neither needs memory for all impressions, or for all of one worker: scores are in
+temporary files, and rows are written as they are scored.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -30,31 +30,16 @@ from trainer.data.stream.columns import take_all
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
+from trainer.evaluation.part_writer import part_writer
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
-from trainer.evaluation.ranking.judged import (
-    Areas,
-    ScoreCounts,
-    Sums,
-    count_scores,
-    mean_precision,
-    merge_counts,
-    pairs_in_order,
-    precision_sum,
-    share_of_pairs,
-    sums_of,
-)
+from trainer.evaluation.ranking.judged import MergedCounts, Sums, count_scores, sums_of
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
+from trainer.evaluation.ranking.over_ranks import areas_over_ranks, sum_over_ranks
 from trainer.evaluation.ranking.slices import BUILT_IN, FEATURE_PREFIX, columns_of
 from trainer.evaluation.slice_features import arrow_columns, slice_features, slice_name
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.storage.parquet import parquet_writer
-
-_WRITE_ROWS = 1 << 17  # impressions written at a time
-_SAMPLE = 256  # scores of each worker that determine the ranges
-_NO_SCORES = ScoreCounts(*np.zeros((3, 0)))
-_LIMB = 1 << 31  # sums over workers are sent in two halves, so that they always fit into int64
 
 
 class ScoresImpressions(Protocol):
@@ -122,12 +107,12 @@ class RankingEvaluator:
 
 
 class Tally:
-    """Sums and counts of the impressions added so far, from which all metrics are computed."""
+    """Sums and counts of the impressions added so far, from which all metrics are computed. Metrics can be asked for once."""
 
     def __init__(self, rules: LabelRules) -> None:
         self._rules = rules
         self._sums = dict.fromkeys(rules.labels, Sums())
-        self._counts: dict[str, list[ScoreCounts]] = {label: [] for label in rules.labels}
+        self._counts = {label: MergedCounts() for label in rules.labels}
 
     def add(self, held: HeldOutImpressionsBatch, logits: np.ndarray) -> None:
         """Add a batch with its logits, (M, T). All impressions of a user must be in one batch."""
@@ -135,7 +120,7 @@ class Tally:
         for place, label in enumerate(self._rules.labels):
             judged = self._rules.judged(label, user, logits[:, place], columns)
             self._sums[label] += sums_of(judged)
-            self._counts[label].append(count_scores(judged))
+            self._counts[label].add(count_scores(judged))
 
     def metrics(self, world: World) -> tuple[dict[str, float], dict[str, int]]:
         """Return every metric of every label over all workers, and on how many impressions each label is defined. Collective."""
@@ -144,7 +129,7 @@ class Tally:
         impressions: dict[str, int] = {}
         for label in labels:
             of_all = sum_over_ranks(self._sums[label], world)
-            values = metrics_of(of_all, areas_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), world))
+            values = metrics_of(of_all, areas_over_ranks(self._counts[label].merged(), world))
             metrics |= {name_of(name, label, labels): value for name, value in values.items()}
             impressions[label] = of_all.impressions
         return metrics, impressions
@@ -185,53 +170,6 @@ def make_ranking_evaluator(
     return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic, sliced)
 
 
-def sum_over_ranks(sums: Sums, world: World) -> Sums:
-    """Return the exact sum over workers. Collective."""
-    return Sums(*_sum_exactly([getattr(sums, entry.name) for entry in fields(Sums)], world))
-
-
-def _sum_exactly(values: list[int], world: World) -> list[int]:
-    """Return the sums over workers. Collective."""
-    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=world.device)
-    return [high * _LIMB + low for high, low in world.sum(halves).tolist()]
-
-
-def areas_over_ranks(counts: ScoreCounts, world: World) -> Areas:
-    """Return the areas under the curves of the impressions of all workers. Collective.
-
-    The workers determine ranges of scores from a sample. Each receives the impressions of its range, counts the pairs with
-    a positive among them, and sums the precisions at these positives.
-    """
-    if world.world_size > 1:
-        counts = _exchanged(counts, world)
-    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=world.device)
-    totals = torch.cat(world.gather(own)).cpu().numpy()
-    pairs = pairs_in_order(counts, float(totals[: world.rank, 1].sum()))
-    in_order = world.sum(torch.tensor([pairs], dtype=torch.float64, device=world.device)).item()
-    positives, negatives = totals.sum(axis=0).tolist()
-    positives_above, negatives_above = totals[world.rank + 1 :].sum(axis=0).tolist()
-    (precisions,) = _sum_exactly([precision_sum(counts, positives_above, negatives_above)], world)
-    return Areas(share_of_pairs(in_order, positives * negatives), mean_precision(precisions, positives))
-
-
-def _exchanged(counts: ScoreCounts, world: World) -> ScoreCounts:
-    """Return the counts of all workers in this worker's range of scores. Equal scores are always in one range."""
-    size = counts.scores.size
-    sample = counts.scores[np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)]
-    samples = torch.cat(world.gather(torch.from_numpy(sample).to(world.device))).cpu().numpy()
-    if samples.size == 0:
-        return counts
-    bounds = np.sort(samples)[np.arange(1, world.world_size) * samples.size // world.world_size]
-    cuts = np.concatenate(([0], np.searchsorted(counts.scores, bounds), [size])).astype(np.int64)
-    sent = torch.from_numpy(np.diff(cuts)).to(world.device)
-    received = torch.stack(world.gather(sent))[:, world.rank].tolist()
-    columns = np.stack((counts.scores, counts.positives, counts.negatives), axis=1)
-    leaving = torch.from_numpy(columns.reshape(-1)).to(world.device)
-    arriving = world.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
-    scores, positives, negatives = arriving.cpu().numpy().reshape(-1, 3).T
-    return merge_counts([ScoreCounts(scores, positives, negatives)])
-
-
 def write_scores(
     evaluator: RankingEvaluator, model: ScoresImpressions, folder: Path, on_batch: Callable[[int, int], None]
 ) -> None:
@@ -243,20 +181,11 @@ def write_scores(
     """
     held_out, world = evaluator.held_out, evaluator.world
     rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, world)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, num_batches = folder / f"rank-{world.rank}.parquet", held_out.num_batches()
-    waiting: list[pa.Table] = []
-    writer: pq.ParquetWriter | None = None
-    for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):
-        waiting.append(_impression_rows(evaluator, held, logits, rates))
-        if sum(table.num_rows for table in waiting) >= _WRITE_ROWS or number == num_batches:
-            table = pa.concat_tables(waiting)
-            writer = writer or parquet_writer(path, table.schema)
-            writer.write_table(table)
-            waiting = []
-        on_batch(number, num_batches)
-    assert writer is not None, "a dataset has at least one row"
-    writer.close()
+    num_batches = held_out.num_batches()
+    with part_writer(folder / f"rank-{world.rank}.parquet", world.world_size) as writer:
+        for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):
+            writer.add(_impression_rows(evaluator, held, logits, rates))
+            on_batch(number, num_batches)
 
 
 def _impression_rows(

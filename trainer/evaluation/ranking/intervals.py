@@ -10,7 +10,8 @@ import numpy as np
 
 from trainer.evaluation.confidence import Range, score_interval
 from trainer.evaluation.ranking.judged import Judged
-from trainer.evaluation.ranking.metrics import METRICS, influences
+from trainer.evaluation.ranking.metrics import METRICS, OfUsers, influences
+from trainer.evaluation.spooled import filled, unique_keys
 
 
 def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[float]]:
@@ -31,13 +32,18 @@ def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[fl
 
 def standard_errors(judged: Judged, metrics: dict[str, float]) -> dict[str, float]:
     """Return the standard error of every metric that has a value, 0 for a single user; metrics: those of the same impressions."""
-    users = np.unique(judged.user)
+    users = unique_keys(judged.user)
     factor = users.size / (users.size - 1) if users.size > 1 else 0.0
     return {
-        name: math.sqrt(factor * float((influence**2).sum()))
+        name: math.sqrt(factor * sum_of_squares(users.size, influence))
         for name, influence in influences(judged, users).items()
         if math.isfinite(metrics[name])
     }
+
+
+def sum_of_squares(num_users: int, values: OfUsers) -> float:
+    """Return the sum over all users of the square of a value."""
+    return float(filled(num_users, np.float64, lambda some: values(some) ** 2).sum())
 
 
 def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,12 +59,19 @@ def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray
     Returns:
         By metric; NaN where the metric has no value.
     """
+    return {name: share(slice(None)) for name, share in shares_by_users(judged, metrics, users).items()}
+
+
+def shares_by_users(judged: Judged, metrics: dict[str, float], users: np.ndarray) -> dict[str, OfUsers]:
+    """Return the functions that compute the numbers of shares_of_users for some users."""
     by_metric = influences(judged, users)
-    undefined = np.full(users.size, np.nan)
-    return {
-        name: value + users.size * by_metric[name] if math.isfinite(value) else undefined
-        for name, value in metrics.items()
-    }
+
+    def shares(name: str, value: float) -> OfUsers:
+        if not math.isfinite(value):
+            return lambda some: np.full(users[some].size, np.nan)
+        return lambda some: value + users.size * by_metric[name](some)
+
+    return {name: shares(name, value) for name, value in metrics.items()}
 
 
 def share_interval(shares: np.ndarray, within: Range) -> tuple[float, float]:

@@ -4,14 +4,29 @@ With z the logit of an impression, p = 1 / (1 + exp(-z)), y its label (0 or 1) a
 impressions that the log left out.
 
 The invariant: sums are whole numbers of very small units, and pairs are counted, so no result depends on the order of impressions
-or on how ranks share them. The collectives are in evaluate.py, the metrics in metrics.py.
+or on how ranks share them. The collectives are in over_ranks.py, the metrics in metrics.py.
+
+Arrays may be in temporary files (trainer.evaluation.spooled). All functions go over blocks of them, or over blocks of whole users.
+So they need memory for a few blocks, and for the impressions of one user.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
+
+from trainer.evaluation.sorting import sorted_with_places
+from trainer.evaluation.spooled import (
+    Spool,
+    blocks,
+    cumulated,
+    cumulated_from_end,
+    filled,
+    taken,
+    whole_key_blocks,
+)
 
 UNITS = 1 << 32  # units per 1.0 in exact sums
 _LARGEST_LOGIT = 1000.0  # beyond it p is 0 or 1 in float64, and a single loss could overflow the sum
@@ -31,7 +46,17 @@ class Judged:
     weight: np.ndarray
     """(M,) float64."""
 
-    def take(self, places: np.ndarray) -> "Judged":
+    @cached_property
+    def counts(self) -> "ScoreCounts":
+        """The impressions grouped by equal scores."""
+        return count_scores(self)
+
+    @cached_property
+    def by_user(self) -> "UserAuc":
+        """The auc of each user."""
+        return auc_of_users(self)
+
+    def take(self, places: np.ndarray | slice) -> "Judged":
         """Return the impressions at the places, or where a mask is true; users stay ascending if places do."""
         return Judged(self.user[places], self.scores[places], self.positive[places], self.weight[places])
 
@@ -76,10 +101,21 @@ class ScoreCounts:
 
 def sums_of(judged: Judged) -> Sums:
     """Return the sums of some impressions. All impressions of a user must be in one call."""
+    sums = Sums()
+    for block in blocks(judged.scores.size):
+        sums += _sums_of_block(judged.take(block))
+    by_user = judged.by_user
+    for users in blocks(by_user.user.size):
+        auc, weight = by_user.auc[users], by_user.weight[users]
+        known = ~np.isnan(auc)
+        sums += Sums(user_auc=_units(auc[known] * weight[known]), user_weight=_units(weight[known]))
+    return sums
+
+
+def _sums_of_block(judged: Judged) -> Sums:
+    """Return the sums over impressions, without those over users."""
     finite = np.isfinite(judged.scores)
     logits = np.clip(np.where(finite, judged.scores, 0.0), -_LARGEST_LOGIT, _LARGEST_LOGIT)
-    by_user = auc_of_users(judged)
-    known = ~np.isnan(by_user.auc)
     return Sums(
         impressions=judged.scores.size,
         not_finite=int((~finite).sum()),
@@ -87,8 +123,6 @@ def sums_of(judged: Judged) -> Sums:
         positives=_units(np.where(judged.positive, judged.weight, 0.0)),
         loss=_units(judged.weight * log_losses(logits, judged.positive)),
         predicted=_units(judged.weight * probabilities(logits)),
-        user_auc=_units(by_user.auc[known] * by_user.weight[known]),
-        user_weight=_units(by_user.weight[known]),
     )
 
 
@@ -119,22 +153,56 @@ def ratio(above: float, below: float) -> float:
 
 def count_scores(judged: Judged) -> ScoreCounts:
     """Group impressions by score. A score that is not a number is lower than all others."""
-    ties = _ties(np.zeros(judged.scores.size, np.int64), judged)
-    return ScoreCounts(ties.scores, ties.positives, ties.negatives)
+    size = judged.scores.size
+
+    def weights(of_positives: bool) -> np.ndarray:
+        return filled(
+            size,
+            np.float64,
+            lambda block: np.where(judged.positive[block] == of_positives, judged.weight[block], 0.0),
+        )
+
+    scores = filled(size, np.float64, lambda block: numbers_of(judged.scores[block]))
+    return _grouped(scores, weights(True), weights(False))
+
+
+def numbers_of(scores: np.ndarray) -> np.ndarray:
+    """Return scores with those that are not a number as the lowest."""
+    return np.where(np.isnan(scores), -np.inf, scores)
+
+
+class MergedCounts:
+    """Counts of disjoint sets of impressions, added one after another, in temporary files where they are many."""
+
+    def __init__(self) -> None:
+        self._scores, self._positives, self._negatives = (Spool(np.float64) for _ in range(3))
+
+    def add(self, counts: ScoreCounts) -> None:
+        """Add the counts of some impressions."""
+        for block in blocks(counts.scores.size):
+            self._scores.append(counts.scores[block])
+            self._positives.append(counts.positives[block])
+            self._negatives.append(counts.negatives[block])
+
+    def merged(self) -> ScoreCounts:
+        """Return the counts of all impressions. Nothing can be added later."""
+        return _grouped(self._scores.array(), self._positives.array(), self._negatives.array())
 
 
 def merge_counts(counts: Iterable[ScoreCounts]) -> ScoreCounts:
     """Merge the counts of disjoint sets of impressions."""
-    parts = list(counts)
-    scores = np.concatenate([c.scores for c in parts])
-    order = np.argsort(scores, kind="stable")
-    scores = scores[order]
-    first = _changes(scores)
-    positives, negatives = (
-        _sums_from(np.concatenate([getattr(c, name) for c in parts])[order], first)
-        for name in ("positives", "negatives")
-    )
-    return ScoreCounts(scores[first], positives, negatives)
+    merged = MergedCounts()
+    for part in counts:
+        merged.add(part)
+    return merged.merged()
+
+
+def _grouped(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> ScoreCounts:
+    """Add the weights of equal scores, (n,) each in any order."""
+    ordered, places = sorted_with_places(scores)
+    first = _changes_of(ordered)
+    sums = (_sums_from(taken(values, places), first) for values in (positives, negatives))
+    return ScoreCounts(taken(ordered, first), *sums)
 
 
 def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
@@ -142,8 +210,15 @@ def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
 
     negatives_below: the weight of other negatives with scores below all of these.
     """
-    below = negatives_below + np.cumsum(counts.negatives) - counts.negatives
-    return float((counts.positives * (below + counts.negatives / 2)).sum())
+    total = cumulated(counts.negatives)
+
+    def pairs(block: slice) -> np.ndarray:
+        negatives = counts.negatives[block]
+        below = negatives_below + total[block] - negatives
+        of_groups: np.ndarray = counts.positives[block] * (below + negatives / 2)
+        return of_groups
+
+    return float(filled(total.size, np.float64, pairs).sum())
 
 
 def auc_of(counts: ScoreCounts) -> float:
@@ -161,10 +236,15 @@ def precision_sum(counts: ScoreCounts, positives_above: float = 0.0, negatives_a
         positives_above: the weight of other positives, with scores above all of these.
         negatives_above: the weight of other negatives, with scores above all of these.
     """
-    from_top = np.cumsum(counts.positives[::-1])[::-1] + positives_above
-    all_from_top = np.cumsum(counts.negatives[::-1])[::-1] + negatives_above + from_top
-    some = counts.positives > 0
-    return _units(counts.positives[some] * (from_top[some] / all_from_top[some]))
+    positives, negatives = cumulated_from_end(counts.positives), cumulated_from_end(counts.negatives)
+    units = 0
+    for block in blocks(positives.size):
+        from_top = positives[block] + positives_above
+        all_from_top = negatives[block] + negatives_above + from_top
+        own = counts.positives[block]
+        some = own > 0
+        units += _units(own[some] * (from_top[some] / all_from_top[some]))
+    return units
 
 
 @dataclass(frozen=True)
@@ -208,11 +288,25 @@ class UserAuc:
 
 def auc_of_users(judged: Judged) -> UserAuc:
     """Return the auc over each user's own impressions."""
-    ties = _ties(judged.user, judged)
+    users, aucs, weights = Spool(judged.user.dtype), Spool(np.float64), Spool(np.float64)
+    negatives_before = 0.0
+    for block in whole_key_blocks(judged.user):
+        own = judged.take(block)
+        ties = _ties(own.user, own)
+        total = np.cumsum(np.concatenate(([negatives_before], ties.negatives)))
+        negatives_before = float(total[-1])
+        by_user = _auc_of_ties(ties, total[1:] - ties.negatives)
+        users.append(by_user.user)
+        aucs.append(by_user.auc)
+        weights.append(by_user.weight)
+    return UserAuc(users.array(), aucs.array(), weights.array())
+
+
+def _auc_of_ties(ties: "_Ties", before: np.ndarray) -> UserAuc:
+    """Return the auc of each user. before: the weight of all negatives before each group of ties, also of earlier users."""
     first = _changes(ties.user)
     size = np.diff(np.append(first, ties.user.size))
     positives, negatives = _sums_from(ties.positives, first), _sums_from(ties.negatives, first)
-    before = np.cumsum(ties.negatives) - ties.negatives
     below = before - np.repeat(before[first], size)
     pairs = _sums_from(ties.positives * (below + ties.negatives / 2), first)
     both = (positives > 0) & (negatives > 0)
@@ -233,7 +327,7 @@ class _Ties:
 
 def _ties(user: np.ndarray, judged: Judged) -> _Ties:
     """Group impressions by the given user numbers and by score."""
-    scores = np.where(np.isnan(judged.scores), -np.inf, judged.scores)
+    scores = numbers_of(judged.scores)
     order = np.lexsort((scores, user))
     user, scores, weight, positive = user[order], scores[order], judged.weight[order], judged.positive[order]
     first = _changes(user, scores)
@@ -254,7 +348,25 @@ def _changes(*columns: np.ndarray) -> np.ndarray:
     return np.flatnonzero(changed)
 
 
+def _changes_of(values: np.ndarray) -> np.ndarray:
+    """Return the places where a long array changes its value, including the first place."""
+    places = Spool(np.int64)
+    for block in blocks(values.size):
+        own = values[max(0, block.start - 1) : block.stop]
+        changed = _changes(own)
+        places.append(changed if block.start == 0 else changed[1:] + block.start - 1)
+    return places.array()
+
+
 def _sums_from(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Return the sum of each segment that begins at first[k] and ends where the next begins."""
-    sums: np.ndarray = np.add.reduceat(values, first) if first.size else np.zeros(0)
-    return sums
+
+    def sums(block: slice) -> np.ndarray:
+        if not first.size:
+            return np.zeros(0)
+        begin = int(first[block.start])
+        end = int(first[block.stop]) if block.stop < first.size else values.size
+        of_block: np.ndarray = np.add.reduceat(values[begin:end], first[block] - begin)
+        return of_block
+
+    return filled(first.size, np.float64, sums)

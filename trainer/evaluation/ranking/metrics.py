@@ -18,12 +18,13 @@ d_u. For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over t
 one impression per user the resulting error is DeLong's, up to factors such as U / (U - 1).
 For pr_auc they are the derivatives by the weights of impressions: more weight of one changes the precision at each positive that
 it is ranked above. intervals.py turns them into intervals.
-Pure numpy.
+Pure numpy. Like the impressions, terms of users may be in temporary files, and are computed for some users at a time.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,15 +33,18 @@ from trainer.evaluation.metric import Metric
 from trainer.evaluation.ranking.judged import (
     Areas,
     Judged,
+    ScoreCounts,
     Sums,
-    UserAuc,
     auc_of,
-    auc_of_users,
-    count_scores,
     log_losses,
+    numbers_of,
     probabilities,
     ratio,
 )
+from trainer.evaluation.spooled import chosen, cumulated, cumulated_from_end, filled, spooled, whole_key_blocks
+
+OfUsers = Callable[[slice], np.ndarray]  # a term of each of some users
+OfImpressions = Callable[[slice], np.ndarray]  # a value of each of some impressions
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,21 @@ class UserTerms:
     judged: Judged
     users: np.ndarray
     """(U,) ascending numbers of users; one without impressions has terms of 0."""
-    place: np.ndarray
-    """(M,) the place of each impression's user in `users`."""
-    weights: np.ndarray
-    """(U,) summed weights of impressions."""
-    positives: np.ndarray
-    """(U,) summed weights of positives."""
-    losses: np.ndarray
-    """(U,) summed weighted log losses."""
-    own_auc: UserAuc
-    """The auc of each user with an impression."""
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """(U,) summed weights of impressions."""
+        return self.sums(lambda some: np.ones(self.judged.scores[some].size))
+
+    @cached_property
+    def positives(self) -> np.ndarray:
+        """(U,) summed weights of positives."""
+        return self.sums(lambda some: self.judged.positive[some].astype(np.float64))
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(U,) summed weighted log losses."""
+        return self.sums(lambda some: log_losses(self.judged.scores[some], self.judged.positive[some]))
 
     @property
     def weight(self) -> float:
@@ -95,9 +104,15 @@ class UserTerms:
         """The mean log loss."""
         return float(self.losses.sum()) / self.weight
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of a value (M,) per impression over each user's impressions, (U,) float64."""
-        return np.bincount(self.place, self.judged.weight * values, self.users.size)
+    def sums(self, values: OfImpressions) -> np.ndarray:
+        """Return the weighted sum of a value of each impression over each user's impressions, (U,) float64."""
+        sums = spooled(self.users.size, np.float64)
+        for some in whole_key_blocks(self.judged.user):
+            place = np.searchsorted(self.users, self.judged.user[some])
+            if place.size:
+                first, stop = int(place[0]), int(place[-1]) + 1
+                sums[first:stop] = np.bincount(place - first, self.judged.weight[some] * values(some), stop - first)
+        return sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +121,8 @@ class ImpressionMetric(Metric):
 
     of_totals: Callable[[Totals], float]
     """The value of the metric; NaN if it is not defined."""
-    influence: Callable[[UserTerms], np.ndarray | None]
-    """(U,) the term d_u of each user; None if the metric is not defined."""
+    influence: Callable[[UserTerms], OfUsers | None]
+    """The terms d_u of users; None if the metric is not defined."""
     independent_users: Callable[[Judged], int]
     """The number of users that the metric is estimated from."""
     has_label: bool = True
@@ -145,101 +160,151 @@ def _calibration(totals: Totals) -> float:
     return ratio(predicted, totals.sums.positives)
 
 
-def _influence_on_auc(terms: UserTerms) -> np.ndarray | None:
-    return terms.sums(_placements(terms.judged)) if 0.0 < terms.rate < 1.0 else None
+def _influence_on_auc(terms: UserTerms) -> OfUsers | None:
+    return terms.sums(_placements(terms.judged)).__getitem__ if 0.0 < terms.rate < 1.0 else None
 
 
-def _influence_on_pr_auc(terms: UserTerms) -> np.ndarray | None:
-    return terms.sums(_effects_on_precision(terms.judged)) if terms.positive else None
+def _influence_on_pr_auc(terms: UserTerms) -> OfUsers | None:
+    return terms.sums(_effects_on_precision(terms.judged)).__getitem__ if terms.positive else None
 
 
-def _influence_on_gauc(terms: UserTerms) -> np.ndarray | None:
-    own = terms.own_auc
-    known = ~np.isnan(own.auc)
+def _influence_on_gauc(terms: UserTerms) -> OfUsers | None:
+    own = terms.judged.by_user
+    known = filled(own.auc.size, np.bool_, lambda some: ~np.isnan(own.auc[some]))
     if not known.any():
         return None
-    share = own.weight[known] / own.weight[known].sum()
-    influence = np.zeros(terms.users.size)
-    influence[np.searchsorted(terms.users, own.user[known])] = share * (
-        own.auc[known] - float((share * own.auc[known]).sum())
-    )
+    users, auc, weight = (chosen(values, known) for values in (own.user, own.auc, own.weight))
+    summed = weight.sum()
+    share = filled(weight.size, np.float64, lambda some: weight[some] / summed)
+    mean = float(filled(share.size, np.float64, lambda some: share[some] * auc[some]).sum())
+
+    def influence(some: slice) -> np.ndarray:
+        asked = terms.users[some]
+        inside = slice(*np.searchsorted(users, asked[[0, -1]] + np.asarray([0, 1]))) if asked.size else slice(0, 0)
+        of_users = np.zeros(asked.size)
+        of_users[np.searchsorted(asked, users[inside])] = share[inside] * (auc[inside] - mean)
+        return of_users
+
     return influence
 
 
-def _influence_on_logloss(terms: UserTerms) -> np.ndarray:
-    return (terms.losses - terms.logloss * terms.weights) / terms.weight
+def _influence_on_logloss(terms: UserTerms) -> OfUsers:
+    logloss, weight = terms.logloss, terms.weight
+    return lambda some: (terms.losses[some] - logloss * terms.weights[some]) / weight
 
 
-def _influence_on_ne(terms: UserTerms) -> np.ndarray | None:
-    rate = terms.rate
+def _influence_on_ne(terms: UserTerms) -> OfUsers | None:
+    rate, weight = terms.rate, terms.weight
     if not 0.0 < rate < 1.0:
         return None
     spread = entropy(rate)
-    on_rate = (terms.positives - rate * terms.weights) / terms.weight
+    on_logloss = _influence_on_logloss(terms)
     # The derivative of the entropy by the rate is log((1 - rate) / rate).
-    return _influence_on_logloss(terms) / spread - terms.logloss / spread**2 * math.log((1 - rate) / rate) * on_rate
+    slope = terms.logloss / spread**2 * math.log((1 - rate) / rate)
+
+    def influence(some: slice) -> np.ndarray:
+        on_rate = (terms.positives[some] - rate * terms.weights[some]) / weight
+        of_users: np.ndarray = on_logloss(some) / spread - slope * on_rate
+        return of_users
+
+    return influence
 
 
-def _influence_on_calibration(terms: UserTerms) -> np.ndarray | None:
-    if not terms.positive:
+def _influence_on_calibration(terms: UserTerms) -> OfUsers | None:
+    positive = terms.positive
+    if not positive:
         return None
-    predicted = terms.sums(probabilities(terms.judged.scores))
-    calibration = float(predicted.sum()) / terms.positive
-    return (predicted - calibration * terms.positives) / terms.positive
+    predicted = terms.sums(lambda some: probabilities(terms.judged.scores[some]))
+    calibration = float(predicted.sum()) / positive
+    return lambda some: (predicted[some] - calibration * terms.positives[some]) / positive
 
 
-def _placements(judged: Judged) -> np.ndarray:
-    """Return what each impression adds to the error of auc, before its weight, (M,).
+def _placements(judged: Judged) -> OfImpressions:
+    """Return what each impression adds to the error of auc, before its weight.
 
     It is the share of the other class on the correct side of the impression, minus auc, over the weight of its own class.
     """
-    counts = count_scores(judged)
+    counts = judged.counts
     auc, num_positive, num_negative = auc_of(counts), counts.positives.sum(), counts.negatives.sum()
-    below = np.cumsum(counts.negatives) - counts.negatives / 2
-    above = num_positive - np.cumsum(counts.positives) + counts.positives / 2
-    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
-    of_positive = (below[at] / num_negative - auc) / num_positive
-    of_negative = (above[at] / num_positive - auc) / num_negative
-    placements: np.ndarray = np.where(judged.positive, of_positive, of_negative)
+    positives, negatives = cumulated(counts.positives), cumulated(counts.negatives)
+
+    def placements(some: slice) -> np.ndarray:
+        at = _groups_of(counts, judged.scores[some])
+        below = negatives[at] - counts.negatives[at] / 2
+        above = num_positive - positives[at] + counts.positives[at] / 2
+        of_positive = (below / num_negative - auc) / num_positive
+        of_negative = (above / num_positive - auc) / num_negative
+        return np.where(judged.positive[some], of_positive, of_negative)
+
     return placements
 
 
-def _effects_on_precision(judged: Judged) -> np.ndarray:
-    """Return the derivative of the average precision by the weight of each impression, (M,).
+def _effects_on_precision(judged: Judged) -> OfImpressions:
+    """Return the derivative of the average precision by the weight of each impression.
 
     With T(s) and N(s) the weights of positives and of all impressions with scores of at least s, and P that of all positives,
     the average precision is A = sum over positives w T / N / P. An impression of score s changes the terms of all positives up
     to s: by 1 / N if it is positive, and by -T / N^2 in any case. As a positive it adds a term of its own, and to P.
     """
-    counts = count_scores(judged)
-    positives = np.cumsum(counts.positives[::-1])[::-1]
-    everything = np.cumsum(counts.negatives[::-1])[::-1] + positives
-    precision = positives / everything
-    of_hits = np.cumsum(counts.positives / everything)
-    of_all = np.cumsum(counts.positives * precision / everything)
+    counts, size = judged.counts, judged.counts.scores.size
+    positives, negatives = cumulated_from_end(counts.positives), cumulated_from_end(counts.negatives)
+
+    def over_groups(of_block: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Compute a function of each group's own positives, and T and N at its score."""
+        return filled(
+            size,
+            np.float64,
+            lambda some: of_block(counts.positives[some], positives[some], negatives[some] + positives[some]),
+        )
+
+    precision = over_groups(lambda own, hits, everything: hits / everything)
+    of_hits = cumulated(over_groups(lambda own, hits, everything: own / everything))
+    of_all = cumulated(over_groups(lambda own, hits, everything: own * (hits / everything) / everything))
     total = float(counts.positives.sum())
-    average = float((counts.positives * precision).sum()) / total
-    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
-    gains = np.where(judged.positive, precision[at] + of_hits[at] - average, 0.0)
-    effects: np.ndarray = (gains - of_all[at]) / total
+    average = float(over_groups(lambda own, hits, everything: own * (hits / everything)).sum()) / total
+
+    def effects(some: slice) -> np.ndarray:
+        at = _groups_of(counts, judged.scores[some])
+        gains = np.where(judged.positive[some], precision[at] + of_hits[at] - average, 0.0)
+        of_impressions: np.ndarray = (gains - of_all[at]) / total
+        return of_impressions
+
     return effects
 
 
+def _groups_of(counts: ScoreCounts, scores: np.ndarray) -> np.ndarray:
+    """Return the place of each score among the groups. Sorted look-ups read a long array in order."""
+    order = np.argsort(scores)
+    places = np.empty(scores.size, np.int64)
+    places[order] = np.searchsorted(counts.scores, numbers_of(scores)[order])
+    return places
+
+
 def _all_users(judged: Judged) -> int:
-    return int(np.unique(judged.user).size)
+    return _num_users(judged, lambda positive, negative: positive | negative)
 
 
 def _users_with_positives(judged: Judged) -> int:
-    return int(np.unique(judged.user[judged.positive]).size)
+    return _num_users(judged, lambda positive, negative: positive)
 
 
 def _users_of_the_rarer_class(judged: Judged) -> int:
-    return min(np.unique(judged.user[judged.positive]).size, np.unique(judged.user[~judged.positive]).size)
+    return min(_users_with_positives(judged), _num_users(judged, lambda positive, negative: negative))
 
 
 def _users_with_both_classes(judged: Judged) -> int:
-    positive, negative = np.unique(judged.user[judged.positive]), np.unique(judged.user[~judged.positive])
-    return int(np.intersect1d(positive, negative, assume_unique=True).size)
+    return _num_users(judged, lambda positive, negative: positive & negative)
+
+
+def _num_users(judged: Judged, counted: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> int:
+    """Count users by a function of two arrays: whether each user has positives, and negatives."""
+    number = 0
+    for some in whole_key_blocks(judged.user):
+        users, place = np.unique(judged.user[some], return_inverse=True)
+        positive = judged.positive[some]
+        classes = (np.bincount(place, values, users.size) > 0 for values in (positive, ~positive))
+        number += int(counted(*classes).sum())
+    return number
 
 
 METRICS: tuple[ImpressionMetric, ...] = (
@@ -316,26 +381,13 @@ def metrics_of(sums: Sums, areas: Areas) -> dict[str, float]:
     return {metric.name: metric.of_totals(totals) for metric in METRICS}
 
 
-def influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the influence of each user on each metric that may have a value, (U,) each.
+def influences(judged: Judged, users: np.ndarray) -> dict[str, OfUsers]:
+    """Return the influence of users on each metric that may have a value.
 
     users: (U,) ascending numbers, with all users of the impressions among them.
     """
     if judged.scores.size == 0:
         return {}
-    place = np.searchsorted(users, judged.user)
-
-    def by_user(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, judged.weight * values, users.size)
-
-    terms = UserTerms(
-        judged,
-        users,
-        place,
-        weights=by_user(np.ones(judged.scores.size)),
-        positives=by_user(judged.positive.astype(np.float64)),
-        losses=by_user(log_losses(judged.scores, judged.positive)),
-        own_auc=auc_of_users(judged),
-    )
+    terms = UserTerms(judged, users)
     by_metric = ((metric.name, metric.influence(terms)) for metric in METRICS)
     return {name: influence for name, influence in by_metric if influence is not None}

@@ -15,8 +15,9 @@ from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.inputs import clock_ticks
 from trainer.evaluation import examples
-from trainer.evaluation.ranking import report, results
+from trainer.evaluation.ranking import report, results, tables
 from trainer.evaluation.ranking.day_results import day_results
+from trainer.evaluation.ranking.example_users import examples_of
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.evaluation.ranking.scored import merge_parts
 from trainer.evaluation.ranking.slices import BUILT_IN, slices_by_features
@@ -50,10 +51,10 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
         chosen,
         list(slices_by_features(impressions, features, job.dataset_dir, manifest, unknown)),
     )
-    users = results.examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
+    users = examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     write_cost(job, manifest, folder)
-    results.write(folder, summary, impressions, vocabulary.values)
+    tables.write(folder, summary, impressions, vocabulary.values)
     return summary
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from trainer.evaluation.confidence import wilson
 from trainer.evaluation.ranking.judged import Judged, ScoreCounts, probabilities
+from trainer.evaluation.sorting import at_shares, sorted_with_places
+from trainer.evaluation.spooled import blocks, cumulated_from_end, filled
 
 NUM_GROUPS = 20
 
@@ -33,38 +35,46 @@ def reliability(judged: Judged) -> list[Group]:
 
     Intervals are Wilson's for independent impressions; weighted ones count as (sum w)^2 / sum w^2.
     """
-    if judged.scores.size == 0 or not np.isfinite(judged.scores).all():
+    size = judged.scores.size
+    if size == 0 or not all(np.isfinite(judged.scores[block]).all() for block in blocks(size)):
         return []
-    chance = probabilities(judged.scores)
-    edges = np.unique(np.quantile(chance, np.linspace(0, 1, NUM_GROUPS + 1)[1:-1], method="inverted_cdf"))
-    group = np.searchsorted(edges, chance, side="left")
-    weight, squared, predicted, positive = (
-        np.bincount(group, values)
-        for values in (judged.weight, judged.weight**2, judged.weight * chance, judged.weight * judged.positive)
-    )
-    there = np.flatnonzero(weight)
-    observed = positive[there] / weight[there]
-    low, high = wilson(observed, weight[there] ** 2 / squared[there])
-    return [
-        Group(
-            float(chance[group == number].min()),
-            float(chance[group == number].max()),
-            int((group == number).sum()),
-            float(predicted[number] / weight[number]),
-            float(observed[place]),
-            [float(low[place]), float(high[place])],
-        )
-        for place, number in enumerate(there)
-    ]
+    chance = filled(size, np.float64, lambda block: probabilities(judged.scores[block]))
+    edges = np.unique(at_shares(sorted_with_places(chance)[0], np.linspace(0, 1, NUM_GROUPS + 1)[1:-1]))
+    low, high = np.full((2, edges.size + 1), [[np.inf], [-np.inf]])
+    impressions = np.zeros(edges.size + 1, np.int64)
+    sums = [np.zeros(edges.size + 1) for _ in range(4)]
+    for block in blocks(size):
+        own, weight = chance[block], judged.weight[block]
+        group = np.searchsorted(edges, own, side="left")
+        np.minimum.at(low, group, own)
+        np.maximum.at(high, group, own)
+        impressions += np.bincount(group, minlength=impressions.size)
+        # One value after another, so that the sums do not depend on blocks.
+        for total, values in zip(sums, (weight, weight**2, weight * own, weight * judged.positive[block]), strict=True):
+            np.add.at(total, group, values)
+    there = np.flatnonzero(sums[0])
+    weight, squared, predicted, positive = (total[there] for total in sums)
+    observed = positive / weight
+    bounds = np.stack(wilson(observed, weight**2 / squared), axis=1)
+    columns = (low[there], high[there], impressions[there], predicted / weight, observed, bounds)
+    return [Group(*group) for group in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def roc(counts: ScoreCounts, most_points: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """Return (false positive rates, true positive rates) from (0, 0) to (1, 1), at most about `most_points` of them."""
     curves = []
     for weights in (counts.negatives, counts.positives):
-        passed = np.concatenate(([0.0], np.cumsum(weights[::-1])))
-        curves.append(passed / passed[-1])
+        size = weights.size
+        passed = cumulated_from_end(weights)[::-1]
+        whole = passed[-1] if size else 0.0
+        curves.append(filled(size + 1, np.float64, lambda some, of=passed, by=whole: _from_zero(of, some) / by))
     # Points at about equal distances along the curve.
-    along = curves[0] + curves[1]
+    along = filled(curves[0].size, np.float64, lambda some: curves[0][some] + curves[1][some])
     places = np.unique(np.searchsorted(along, np.linspace(0, 2, most_points)).clip(max=along.size - 1))
     return curves[0][places], curves[1][places]
+
+
+def _from_zero(values: np.ndarray, some: slice) -> np.ndarray:
+    """Return some entries of the array that has a 0 before the values."""
+    first = [0.0] if some.start == 0 else []
+    return np.concatenate((first, values[max(0, some.start - 1) : some.stop - 1]))

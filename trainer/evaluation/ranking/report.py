@@ -11,13 +11,15 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.metric import headline_names
 from trainer.evaluation.ranking.day_results import DayResults
-from trainer.evaluation.ranking.judged import Judged, count_scores
+from trainer.evaluation.ranking.judged import Judged
 from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import BASELINES, name_of
 from trainer.evaluation.ranking.reliability import roc
-from trainer.evaluation.ranking.results import RankingResults, read_scored
+from trainer.evaluation.ranking.results import RankingResults
+from trainer.evaluation.ranking.tables import read_scored
 from trainer.evaluation.report_sections import card_summary, plan_rows, version_rows, warnings_of
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
+from trainer.evaluation.spooled import blocks
 from trainer.evaluation.training_cost import cost_section
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
@@ -53,7 +55,7 @@ def render(
         folder: the folder of the evaluation, with per_impression.parquet.
         history: the lines of the run's metrics.jsonl.
         by_day: the results of daily training; None if the run was trained in epochs.
-        examples: example users (results.examples_of).
+        examples: example users (example_users.examples_of).
     """
     labels = tuple(results.labels)
     summary = card_summary(job, manifest, folder)
@@ -236,8 +238,12 @@ def _reliability_plot(groups: list[dict[str, Any]], label: str) -> Plot:
 def _distribution_plot(scored: Judged, label: str) -> Plot:
     figure, axes = plt.subplots(figsize=(7, 2.8))
     edges = np.linspace(0, max(1e-6, float(np.nanmax(scored.scores))), 61)
-    for name, chosen, colour in (("negative", ~scored.positive, page.GREY), ("positive", scored.positive, MODEL)):
-        height, _ = np.histogram(scored.scores[chosen], edges, weights=scored.weight[chosen])
+    parts = [scored.take(block) for block in blocks(scored.scores.size)]
+    for name, outcome, colour in (("negative", False, page.GREY), ("positive", True, MODEL)):
+        height = np.zeros(edges.size - 1)
+        for part in parts:
+            inside = part.positive == outcome
+            height += np.histogram(part.scores[inside], edges, weights=part.weight[inside])[0]
         axes.stairs(height / max(1.0, height.sum()), edges, label=name, color=colour)
     axes.set(xlabel="predicted probability", ylabel="share of impressions")
     axes.legend(frameon=False)
@@ -248,7 +254,7 @@ def _roc_plot(curves: dict[str, Judged], label: str) -> Plot:
     figure, axes = plt.subplots(figsize=(4.6, 4.2))
     colours = (MODEL, page.GREY, page.COLOURS[2], OTHER)
     for (name, scored), colour in zip(curves.items(), colours, strict=True):
-        axes.plot(*roc(count_scores(scored)), label=name, color=colour, linewidth=1.2 if name == "model" else 0.8)
+        axes.plot(*roc(scored.counts), label=name, color=colour, linewidth=1.2 if name == "model" else 0.8)
     axes.plot([0, 1], [0, 1], color=page.GREY, linewidth=0.5, linestyle="--")
     axes.set(xlabel="share of negatives above the threshold", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, fontsize=8)

@@ -5,25 +5,38 @@ the sampling unit: its standard error comes from the difference of each user's i
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Feature, Manifest
-from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
-from trainer.evaluation.ranking.metrics import METRICS, ImpressionMetric, influences, metrics_of
+from trainer.evaluation.ranking.intervals import sum_of_squares
+from trainer.evaluation.ranking.judged import Judged, Sums, areas_of
+from trainer.evaluation.ranking.metrics import METRICS, ImpressionMetric, Totals, UserTerms
 from trainer.evaluation.ranking.names import name_of
-from trainer.evaluation.ranking.scored import Impressions
-from trainer.evaluation.slice_features import feature_slices, item_values, slice_name
-from trainer.evaluation.slices import FEW, GAPS, MIN_USERS, Slice, TestedSlice, name_worst, steps
+from trainer.evaluation.ranking.scored import FEATURE_PREFIX, Impressions
+from trainer.evaluation.slice_features import feature_slices, reader_of_items, slice_name
+from trainer.evaluation.slices import (
+    FEW,
+    GAPS,
+    MIN_USERS,
+    Slice,
+    TestedSlice,
+    extent,
+    masks,
+    name_worst,
+    steps,
+)
+from trainer.evaluation.sorting import at_shares, sorted_with_places
+from trainer.evaluation.spooled import Spool, blocks, chosen, filled, unique_keys
 
 BUILT_IN = ("history_length", "item_impressions", "user_impressions", "time_since_last_event", "hour")
 USER_IMPRESSIONS = "user_impressions"  # column of a user's training impressions
 SINCE_LAST = "since_last"  # column of the ticks since the last event before the impression, -1 without one
-FEATURE_PREFIX = "slice."  # of the columns of features
 NO_EVENTS = "no events"  # the value of impressions without an event before them
 WORST_BY = "auc"  # unlike losses, it does not depend on the rate of positives in a slice
 _HOURS = 4  # in a slice by the hour of the day
@@ -41,7 +54,7 @@ def built_in_slices(impressions: Impressions, ticks: int | None, names: Sequence
         *_quarters_of_counts("history_length", impressions.column("history_length")),
         *_quarters_of_counts("item_impressions", impressions.column("item_impressions")),
     ]
-    columns = impressions.table.column_names
+    columns = impressions.column_names
     if USER_IMPRESSIONS in columns:
         slices += steps("user_impressions", impressions.column(USER_IMPRESSIONS), FEW)
     if ticks is not None:
@@ -64,11 +77,21 @@ def slices_by_features(
         unknown: whether items that the training part does not know have ids after the known ones.
     """
     for feature in features:
-        if feature.owner == "item":
-            values = item_values(feature, impressions.column("item"), folder, manifest, unknown)
-        else:
-            values = whole(impressions.table.column(FEATURE_PREFIX + slice_name(feature)))
-        yield from feature_slices(feature, values, folder, manifest)
+        yield from feature_slices(
+            feature, _blocks_of(impressions, feature, folder, manifest, unknown), folder, manifest
+        )
+
+
+def _blocks_of(
+    impressions: Impressions, feature: Feature, folder: Path, manifest: Manifest, unknown: bool
+) -> Callable[[], Iterator[pa.Array]]:
+    """Return the function that reads a feature of all impressions in blocks."""
+    if feature.owner == "item":
+        values = reader_of_items(feature, folder, manifest, unknown)
+        items = impressions.column("item")
+        return lambda: (values(items[block]) for block in blocks(items.size))
+    name = FEATURE_PREFIX + slice_name(feature)
+    return lambda: (whole(table.column(name)) for table in impressions.rows.blocks([name]))
 
 
 def worst_impressions(impressions: Impressions, slices: Sequence[Slice]) -> dict[str, Any]:
@@ -83,7 +106,7 @@ def worst_impressions(impressions: Impressions, slices: Sequence[Slice]) -> dict
         name = name_of(metric.name, label, impressions.labels)
         for part in slices:
             inside = impressions.judged(label, inside=part.inside)
-            outside = impressions.judged(label, inside=~part.inside)
+            outside = impressions.judged(label, inside=part.inside, outside=True)
             if min(metric.independent_users(one) for one in (inside, outside)) >= MIN_USERS:
                 tested.append(_tested(metric, name, part, inside, outside))
     return name_worst(tested, WORST_BY)
@@ -92,41 +115,57 @@ def worst_impressions(impressions: Impressions, slices: Sequence[Slice]) -> dict
 def _tested(metric: ImpressionMetric, name: str, part: Slice, inside: Judged, outside: Judged) -> TestedSlice:
     """Return a slice with the one-sided test of a metric that is better if larger, by the normal distribution."""
     sides = (inside, outside)
-    mean, mean_of_others = (metrics_of(sums_of(one), areas_of(count_scores(one)))[metric.name] for one in sides)
-    users = np.unique(np.concatenate([one.user for one in sides]))
-    of_users, of_others = (influences(one, users)[metric.name] for one in sides)
-    error = math.sqrt(users.size / (users.size - 1) * float(((of_users - of_others) ** 2).sum()))
+    mean, mean_of_others = (metric.of_totals(Totals(Sums(), areas_of(one.counts))) for one in sides)
+    users = _users_of_both(inside, outside)
+    of_users, of_others = (metric.influence(UserTerms(one, users)) for one in sides)
+    assert of_users is not None
+    assert of_others is not None
+    squares = sum_of_squares(users.size, lambda some: of_users(some) - of_others(some))
+    error = math.sqrt(users.size / (users.size - 1) * squares)
     deficit = mean_of_others - mean
     chance = 0.5 * math.erfc(deficit / error / math.sqrt(2.0)) if error > 0.0 else 1.0
-    return TestedSlice(part, int(np.unique(inside.user).size), mean, mean_of_others, deficit, chance, name)
+    return TestedSlice(part, unique_keys(inside.user).size, mean, mean_of_others, deficit, chance, name)
+
+
+def _users_of_both(first: Judged, other: Judged) -> np.ndarray:
+    """Return the users of two sets of impressions once, ascending."""
+    both = Spool(first.user.dtype)
+    for one in (first, other):
+        both.append(unique_keys(one.user))
+    return unique_keys(sorted_with_places(both.array())[0])
 
 
 def _quarters_of_counts(name: str, values: np.ndarray) -> Iterator[Slice]:
     """Yield about quarters of the impressions by a count; those with a count of 0 are a slice of their own."""
-    some = values[values > 0]
-    cuts = np.unique(np.quantile(some, [0.25, 0.5, 0.75], method="inverted_cdf")) if some.size else np.zeros(0)
-    quarter = np.where(values > 0, np.searchsorted(cuts, values, side="left") + 1, 0)
-    for number in np.unique(quarter):
-        inside = quarter == number
-        low, high = int(values[inside].min()), int(values[inside].max())
-        yield Slice(name, f"{low}" if low == high else f"{low}-{high}", inside)
+    some = chosen(values, filled(values.size, np.bool_, lambda block: values[block] > 0))
+    ordered = sorted_with_places(some)[0]
+    cuts = np.unique(at_shares(ordered, [0.25, 0.5, 0.75])) if some.size else np.zeros(0)
+
+    def quarter(block: slice) -> np.ndarray:
+        return np.where(values[block] > 0, np.searchsorted(cuts, values[block], side="left") + 1, 0)
+
+    for inside in masks(filled(values.size, np.int8, quarter), range(cuts.size + 2)):
+        if inside.any():
+            low, high = extent(values, inside)
+            yield Slice(name, f"{low}" if low == high else f"{low}-{high}", inside)
 
 
 def _by_gap(since: np.ndarray, ticks: int) -> Iterator[Slice]:
-    without = since < 0
+    without = filled(since.size, np.bool_, lambda block: since[block] < 0)
     if without.any():
         yield Slice("time_since_last_event", NO_EVENTS, without)
-    for part in steps("time_since_last_event", np.where(without, np.inf, since / ticks), GAPS):
-        inside = part.inside & ~without
+    seconds = filled(since.size, np.float64, lambda block: np.where(without[block], np.inf, since[block] / ticks))
+    for part in steps("time_since_last_event", seconds, GAPS):
+        inside = filled(since.size, np.bool_, lambda block, part=part: part.inside[block] & ~without[block])
         if inside.any():
             yield Slice(part.name, part.value, inside)
 
 
 def _by_hour(times: np.ndarray, ticks: int) -> Iterator[Slice]:
-    hour = times // (3600 * ticks) % 24
-    for first in range(0, 24, _HOURS):
-        inside = (hour >= first) & (hour < first + _HOURS)
+    part = filled(times.size, np.int8, lambda block: times[block] // (3600 * ticks) % 24 // _HOURS)
+    for number, inside in enumerate(masks(part, range(24 // _HOURS))):
         if inside.any():
+            first = number * _HOURS
             yield Slice("hour", f"{first:02d}-{first + _HOURS - 1:02d}", inside)
 
 

@@ -130,6 +130,6 @@ def test_the_memory_of_the_driver_does_not_grow_with_lists_and_metrics(tmp_path,
     """Lists of the model and a baseline, and the values of all metrics, take 450 bytes of each user."""
     monkeypatch.setattr(spooled, "LEAST_BYTES", 0)
     monkeypatch.setattr(spooled, "BLOCK", 1 << 10)
-    monkeypatch.setattr("trainer.evaluation.next_item.part_writer.GROUP_BYTES", 1 << 18)
+    monkeypatch.setattr("trainer.evaluation.part_writer.GROUP_BYTES", 1 << 18)
     few, many = (peak_bytes(tmp_path / str(count), count) for count in (10_000, 50_000))
     assert (many - few) / 40_000 < 100

@@ -1,10 +1,33 @@
 """Random impressions with scores, and their metrics pair by pair and user by user."""
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from trainer.evaluation.ranking.judged import Judged
+from trainer.evaluation.ranking.scored import Impressions
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """Rows of impressions in memory, as one block."""
+
+    table: pa.Table
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.table.schema
+
+    def blocks(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        yield self.table.select(list(names))
+
+
+def table_of(impressions: Impressions) -> pa.Table:
+    """All impressions as one table."""
+    return pa.concat_tables(impressions.rows.blocks(impressions.column_names)).combine_chunks()
 
 
 def random_judged(

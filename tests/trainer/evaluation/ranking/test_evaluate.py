@@ -24,10 +24,11 @@ from tests.trainer.evaluation.ranking.worlds import (
     write_world,
 )
 from trainer.data.dataset.manifest import Manifest
-from trainer.evaluation.ranking.evaluate import areas_over_ranks, write_scores
+from trainer.evaluation.ranking.evaluate import write_scores
 from trainer.evaluation.ranking.judged import Areas, Judged, areas_of, count_scores
 from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
+from trainer.evaluation.ranking.over_ranks import areas_over_ranks
 
 NAMES = [metric.name for metric in METRICS]
 ALONE = World(0, 1, torch.device("cpu"))

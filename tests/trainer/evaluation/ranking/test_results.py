@@ -18,7 +18,7 @@ from sharding.world import World
 from tests.support.html_page import Page, assert_loads_nothing
 from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
-from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
+from tests.trainer.evaluation.ranking.scored import HeldRows, plain_metrics, random_judged, table_of
 from tests.trainer.evaluation.ranking.worlds import (
     LABELS,
     MAX_HISTORY,
@@ -30,16 +30,18 @@ from tests.trainer.evaluation.ranking.worlds import (
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.confidence import mean_interval
-from trainer.evaluation.ranking import results as results_module
+from trainer.evaluation.ranking import tables
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.evaluate import write_scores
+from trainer.evaluation.ranking.example_users import examples_of
 from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, probabilities
 from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import BASELINES
 from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
-from trainer.evaluation.ranking.results import RankingResults, read_scored, summarize
+from trainer.evaluation.ranking.results import RankingResults, summarize
 from trainer.evaluation.ranking.scored import Impressions, merge_parts
+from trainer.evaluation.ranking.tables import read_scored
 from trainer.tasks.metrics import range_of
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -89,7 +91,7 @@ def test_how_ranks_shared_the_impressions_changes_no_bit(world, parts, rank_pool
 
 def test_counts(world, parts):
     results, found = summary(parts, world[1])
-    rows = found.table.to_pylist()
+    rows = table_of(found).to_pylist()
     assert results.num_targets == len(rows)
     assert results.num_users == len({row["user"] for row in rows})
     clicked = [row for row in rows if row["label.click"] > 0]
@@ -144,7 +146,7 @@ def test_hours_are_those_of_the_day_in_utc():
         "logit.click": np.zeros(size, np.float32),
         **{f"logit.{name}.click": np.zeros(size, np.float32) for name in BASELINES},
     }
-    results = summarize(Impressions(pa.table(table), ("click",)), "test", "c", manifest_like(), 4, 1000)
+    results = summarize(Impressions(HeldRows(pa.table(table)), ("click",)), "test", "c", manifest_like(), 4, 1000)
     hours = {entry["value"]: entry["num_targets"] for entry in results.slices if entry["name"] == "hour"}
     assert hours == {"00-03": 3, "04-07": 1, "20-23": 2}
     assert results.metrics["auc"] is None, "there are positives only"
@@ -172,8 +174,9 @@ def test_no_impressions_is_an_error_that_names_the_remedy(tmp_path, num_ranks):
 def written(world, tmp_path_factory) -> tuple[Path, RankingResults, Impressions]:
     folder = tmp_path_factory.mktemp("written")
     _write(ALONE, *world, folder / "parts")
-    results, found = summary(folder / "parts", world[1])
-    results_module.write(folder, results, found, ITEMS)
+    results, merged = summary(folder / "parts", world[1])
+    found = Impressions(HeldRows(table_of(merged)), LABELS)  # the parts are removed
+    tables.write(folder, results, found, ITEMS)
     return folder, results, found
 
 
@@ -184,8 +187,8 @@ def test_the_files_hold_the_results_and_the_logs_own_ids(written):
     assert RankingResults(**values) == results
     assert not (folder / "parts").exists()
     rows = pq.read_table(folder / "per_impression.parquet").to_pylist()
-    assert len(rows) == found.table.num_rows
-    for row, source in zip(rows, found.table.to_pylist(), strict=True):
+    assert len(rows) == table_of(found).num_rows
+    for row, source in zip(rows, table_of(found).to_pylist(), strict=True):
         assert row["item"] == ITEMS[source["item"] - 1].as_py()
         assert (row["user"], row["time"], row["label/click"]) == (source["user"], source["time"], source["label.click"])
         assert row["label/buy"] == source["label.buy"] if row["label/click"] else row["label/buy"] is None
@@ -228,9 +231,9 @@ def test_the_mean_of_the_users_shares_is_the_metric_and_their_error_that_of_its_
 def test_an_unknown_item_is_null(world, tmp_path):
     _write(ALONE, *world, tmp_path)
     found = merge_parts(tmp_path, LABELS)
-    place = found.table.schema.get_field_index("item")
-    unknown = found.table.set_column(place, "item", pa.array(np.zeros(found.table.num_rows, np.int64)))
-    table = results_module.impression_table(Impressions(unknown, LABELS), ITEMS)
+    place = table_of(found).schema.get_field_index("item")
+    unknown = table_of(found).set_column(place, "item", pa.array(np.zeros(table_of(found).num_rows, np.int64)))
+    table = tables.impression_table(Impressions(HeldRows(unknown), LABELS), ITEMS)
     assert table.column("item").null_count == table.num_rows
 
 
@@ -376,7 +379,7 @@ def test_example_users_show_what_was_predicted_of_their_impressions(written, wor
 
 def test_examples_are_read_from_the_impressions_and_the_histories(world, parts):
     merged = merge_parts(parts, LABELS)
-    users = results_module.examples_of(merged, *world, None, ITEMS)
+    users = examples_of(merged, *world, None, ITEMS)
     assert len(users) == 5
     by_user = {str(name): rows for name, rows in _impressions_by_user(merged).items()}
     assert {user["user"] for user in users} <= by_user.keys()
@@ -393,6 +396,6 @@ def test_examples_are_read_from_the_impressions_and_the_histories(world, parts):
 
 def _impressions_by_user(merged: Impressions) -> dict[Any, list[dict[str, Any]]]:
     users: dict[Any, list[dict[str, Any]]] = {}
-    for row in merged.table.to_pylist():
+    for row in table_of(merged).to_pylist():
         users.setdefault(row["user"], []).append(row)
     return users

@@ -11,6 +11,7 @@ import torch
 from models.ranking.config import LabelConfig
 from sharding.world import World
 from tests.support.rank_pool import RankPool
+from tests.trainer.evaluation.ranking.scored import HeldRows, table_of
 from tests.trainer.evaluation.ranking.worlds import (
     LABELS,
     MAX_HISTORY,
@@ -23,7 +24,7 @@ from tests.trainer.evaluation.test_slices import AGE, CITY, GENRES, manifest_in,
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.evaluation.ranking.evaluate import write_scores
 from trainer.evaluation.ranking.judged import auc_of, count_scores
-from trainer.evaluation.ranking.results import impression_table, summarize
+from trainer.evaluation.ranking.results import summarize
 from trainer.evaluation.ranking.scored import Impressions, merge_parts
 from trainer.evaluation.ranking.slices import (
     BUILT_IN,
@@ -34,6 +35,7 @@ from trainer.evaluation.ranking.slices import (
     slices_by_features,
     worst_impressions,
 )
+from trainer.evaluation.ranking.tables import impression_table
 from trainer.evaluation.slices import MIN_USERS, Slice
 
 HOUR, DAY = 3600, 86400
@@ -53,7 +55,7 @@ def scored(count: int, **columns: np.ndarray | pa.Array) -> Impressions:
         "logit.click": np.zeros(count, np.float32),
         **columns,
     }
-    return Impressions(pa.table(table), ("click",))
+    return Impressions(HeldRows(pa.table(table)), ("click",))
 
 
 def _write(world: World, folder: Path, manifest: Manifest, parts: Path) -> None:
@@ -74,11 +76,11 @@ def test_columns_of_slices_equal_brute_force(rank_pool: RankPool, tmp_path: Path
     merged = merge_parts(tmp_path / "parts", LABELS)
     trained = Counter(user for user, _, time, _, _ in shown if time < TRAIN_END)
     clicks = [(user, time) for user, _, time, click, _ in shown if click]
-    for row in merged.table.to_pylist():
+    for row in table_of(merged).to_pylist():
         before = [time for user, time in clicks if user == row["user"] and time < row["time"]]
         assert row[USER_IMPRESSIONS] == trained[row["user"]]
         assert row[SINCE_LAST] == (row["time"] - max(before) if before else -1)
-    assert merged.table.num_rows == sum(time >= TEST_BEGIN for _, _, time, _, _ in shown)
+    assert table_of(merged).num_rows == sum(time >= TEST_BEGIN for _, _, time, _, _ in shown)
     assert 0 in merged.column(USER_IMPRESSIONS)
     assert -1 in merged.column(SINCE_LAST)
 
@@ -191,10 +193,10 @@ def test_users_on_both_sides_are_compared_with_themselves() -> None:
 
 def test_all_labels_are_tested_together() -> None:
     impressions, half = simulated(2, 300, 10, worse=0.5)
-    columns = {name: impressions.table.column(name) for name in impressions.table.column_names}
+    columns = {name: table_of(impressions).column(name) for name in table_of(impressions).column_names}
     for name in ("label", "logit"):
         columns[f"{name}.buy"] = columns[f"{name}.click"]
-    worst = worst_impressions(Impressions(pa.table(columns), ("click", "buy")), [half])
+    worst = worst_impressions(Impressions(HeldRows(pa.table(columns)), ("click", "buy")), [half])
     assert worst["num_tested"] == 2
     assert [entry["metric"] for entry in worst["slices"]] == ["auc/click", "auc/buy"]
     alone = worst_impressions(impressions, [half])["slices"][0]

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.evaluation.next_item import part_writer as module
-from trainer.evaluation.next_item.part_writer import part_writer
+from trainer.evaluation import part_writer as module
+from trainer.evaluation.part_writer import part_writer
 
 
 def table_of(first: int, size: int) -> pa.Table:
