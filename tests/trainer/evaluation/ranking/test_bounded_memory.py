@@ -89,9 +89,10 @@ def test_a_user_with_more_impressions_than_a_block_is_evaluated_as_a_whole(monke
 
 
 def test_counts_of_a_worker_are_kept_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = [count_scores(random_judged(seed, 500, levels=None)) for seed in range(40)]
+    shares = [count_scores(random_judged(seed, 2_000, levels=None)) for seed in range(20)]
     expected = areas_of(merge_counts(shares))
-    in_files(monkeypatch, 256)
+    in_files(monkeypatch, 2048)
+    merge_counts(shares[:2])  # what numpy imports at its first use is not counted
     tracemalloc.start()
     counts = MergedCounts()
     for share in shares:
@@ -101,7 +102,7 @@ def test_counts_of_a_worker_are_kept_in_files(monkeypatch: pytest.MonkeyPatch) -
     tracemalloc.stop()
     assert isinstance(merged.scores, np.memmap)
     assert areas_of(merged) == expected
-    assert peak < 20_000 * 3 * 8 / 4, "a quarter of the counts"
+    assert peak < 40_000 * 3 * 8 / 3, "a third of the counts"
 
 
 def peak_bytes(folder: Path, num_impressions: int) -> int:
@@ -128,5 +129,6 @@ def test_the_memory_of_the_driver_does_not_grow_with_impressions(
     """A row of an impression has more than 80 bytes, and its sorted scores and places 16 more."""
     in_files(monkeypatch, 1 << 10)
     monkeypatch.setattr("trainer.evaluation.part_writer.GROUP_BYTES", 1 << 17)
-    few, many = (peak_bytes(tmp_path / str(count), count) for count in (10_000, 40_000))
+    # The first of three runs also counts what libraries import at their first use.
+    _, few, many = (peak_bytes(tmp_path / str(count), count) for count in (3_000, 10_000, 40_000))
     assert (many - few) / 30_000 < 10
