@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from benchmarks import merged_ranking
 from benchmarks.merged_evaluation import PAGE, RESULTS, figures_of, with_tables
 
 
@@ -17,3 +18,16 @@ def test_the_figures_are_of_the_users(tmp_path: Path):
 def test_the_page_has_the_stored_figures():
     page = PAGE.read_text(encoding="utf-8")
     assert with_tables(page, json.loads(RESULTS.read_text(encoding="utf-8"))) == page
+
+
+def test_the_figures_of_ranking_are_of_the_impressions():
+    figures = merged_ranking.figures_of(1_000)
+    assert figures["impressions"] == 1_000
+    assert figures["row_bytes"] > 500 * 80
+    assert 0 <= figures["peak_bytes"] < 1 << 30
+
+
+def test_the_page_has_the_stored_figures_of_ranking():
+    page = PAGE.read_text(encoding="utf-8")
+    stored = json.loads(merged_ranking.RESULTS.read_text(encoding="utf-8"))
+    assert merged_ranking.with_tables(page, stored) == page

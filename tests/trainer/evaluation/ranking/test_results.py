@@ -280,7 +280,6 @@ HISTORY = [
     {"step": 10, "kind": "validation", "auc/click": 0.7, "gauc/click": 0.6, "auc/buy": float("nan"), "gauc/buy": 0.5},
 ]
 
-
 EXAMPLES = [
     {
         "user": "u07",
