@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import merged_ranking
 from benchmarks.merged_evaluation import PAGE, RESULTS, figures_of, with_tables
 
@@ -31,3 +33,8 @@ def test_the_page_has_the_stored_figures_of_ranking():
     page = PAGE.read_text(encoding="utf-8")
     stored = json.loads(merged_ranking.RESULTS.read_text(encoding="utf-8"))
     assert merged_ranking.with_tables(page, stored) == page
+
+
+@pytest.mark.ranks
+def test_workers_measure_their_memory():
+    assert 0 <= merged_ranking.worker_bytes(1_000) < 1 << 30

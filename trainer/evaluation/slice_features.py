@@ -100,7 +100,7 @@ def feature_slices(
         counts = np.bincount(place, weight, all_ids.size).astype(np.int64)
         num_rows += len(values)
     shown = all_ids[np.sort(np.argsort(-counts, kind="stable")[:MOST_SLICES])]
-    masks = [spooled(num_rows, np.bool_) for _ in shown]
+    masks = spooled((shown.size, num_rows), np.bool_)  # one file: a process may have few open
     start = 0
     for values in blocks():
         owners, ids = _unique_values_of_rows(values)

@@ -5,14 +5,14 @@ independent means, with Holm's correction for the number of tested slices (Holm 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trainer.evaluation.sorting import at_shares, sorted_with_places
-from trainer.evaluation.spooled import blocks, chosen, filled
+from trainer.evaluation.spooled import blocks, chosen, filled, spooled
 
 MIN_USERS = 50  # inside and outside of a slice, for the test
 LEVEL = 0.05  # of the test, over all slices together
@@ -61,14 +61,13 @@ def quarters(name: str, values: np.ndarray, text: Callable[[float, float], str])
         yield Slice(name, text(*extent(values, inside)), inside)
 
 
-def masks(numbers: np.ndarray, wanted: Iterable[int]) -> Iterator[np.ndarray]:
-    """Yield where an array (n,) has each of some numbers, (n,) bool."""
-    for number in wanted:
-        yield _mask(numbers, number)
-
-
-def _mask(numbers: np.ndarray, wanted: int) -> np.ndarray:
-    return filled(numbers.size, np.bool_, lambda block: numbers[block] == wanted)
+def masks(numbers: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Return where an array (n,) has each of w numbers, (w, n) bool. All masks are one array, because a file has one each."""
+    inside = spooled((len(wanted), numbers.size), np.bool_)
+    for block in blocks(numbers.size):
+        for place, number in enumerate(wanted):
+            inside[place, block] = numbers[block] == number
+    return inside
 
 
 def extent(values: np.ndarray, inside: np.ndarray) -> tuple[float, float]:

@@ -1,15 +1,20 @@
 """Arrays with an entry per user or impression in temporary files, so that the memory of an evaluation does not grow with them.
 
-Pure numpy. The files have no name and disappear with their arrays. They are in the folder of temporary files (TMPDIR). Work on an
+The files have no name and disappear with their arrays. They are in the folder of temporary files (TMPDIR). Work on an
 array goes over blocks of it. `total` adds a value of each block, and a sum of rounded numbers depends on its grouping: the blocks
 are part of that result. The sum of a whole array, `cumulated` and `cumulated_from_end` do not depend on blocks.
 """
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
+
+from trainer.errors import UserError
+from trainer.storage.files import reserve_space
 
 BLOCK = 1 << 20  # entries of a block
 LEAST_BYTES = 1 << 20  # smaller arrays stay in memory
@@ -20,8 +25,23 @@ def spooled(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndar
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size < max(1, LEAST_BYTES):
         return np.zeros(shape, dtype)
-    with tempfile.TemporaryFile(prefix="shoal-evaluation-") as file:
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)  # the mapping outlives the open file
+    with enough_space(), tempfile.TemporaryFile(prefix="shoal-evaluation-") as file:
+        reserve_space(file, size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)  # the mapping outlives the open file
+
+
+@contextmanager
+def enough_space() -> Iterator[None]:
+    """Raise UserError where a temporary file finds no space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        folder = tempfile.gettempdir()
+        raise UserError(
+            f"{folder}: no space left for temporary files; set TMPDIR to a folder on a larger disk"
+        ) from error
 
 
 def kept(array: np.ndarray) -> np.ndarray:
@@ -124,9 +144,10 @@ class Spool:
     def _write(self) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="shoal-evaluation-")  # noqa: SIM115 - closed by array()
-        for values in self._held:
-            self._file.write(values.data)
-        self._file.flush()
+        with enough_space():
+            for values in self._held:
+                self._file.write(values.data)
+            self._file.flush()
         self._held = []
         self._held_bytes = 0
 

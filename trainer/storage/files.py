@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,6 +170,19 @@ def refusal_cause(error: BaseException) -> str | None:
         f"{cause}, or choose another folder (run.dir, or the command's own option). "
         "Everything finished before is intact. Then run the same command again"
     )
+
+
+def reserve_space(file: IO[bytes], num_bytes: int) -> None:
+    """Give an open file its space on the disk, where the system can. Raises OSError if the disk is full.
+
+    Otherwise a full disk would end the process when it writes to a mapping of the file.
+    """
+    if sys.platform == "linux":
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
 
 
 def upload(local: Path, path: ObjectPath) -> None:

@@ -234,7 +234,8 @@ def _placements(judged: Judged) -> OfImpressions:
         above = num_positive - positives[at] + counts.positives[at] / 2
         of_positive = (below / num_negative - auc) / num_positive
         of_negative = (above / num_positive - auc) / num_negative
-        return np.where(judged.positive[some], of_positive, of_negative)
+        of_impressions: np.ndarray = np.where(judged.positive[some], of_positive, of_negative)
+        return of_impressions
 
     return placements
 

@@ -1,6 +1,7 @@
 """Reliability of probabilities: groups of similar predictions with their rate of positives, and ROC curves. Pure numpy."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -67,14 +68,15 @@ def roc(counts: ScoreCounts, most_points: int = 300) -> tuple[np.ndarray, np.nda
         size = weights.size
         passed = cumulated_from_end(weights)[::-1]
         whole = passed[-1] if size else 0.0
-        curves.append(filled(size + 1, np.float64, lambda some, of=passed, by=whole: _from_zero(of, some) / by))
+        curves.append(filled(size + 1, np.float64, partial(_share_passed, passed, whole)))
     # Points at about equal distances along the curve.
     along = filled(curves[0].size, np.float64, lambda some: curves[0][some] + curves[1][some])
     places = np.unique(np.searchsorted(along, np.linspace(0, 2, most_points)).clip(max=along.size - 1))
     return curves[0][places], curves[1][places]
 
 
-def _from_zero(values: np.ndarray, some: slice) -> np.ndarray:
-    """Return some entries of the array that has a 0 before the values."""
+def _share_passed(passed: np.ndarray, whole: float, some: slice) -> np.ndarray:
+    """Return some entries of the array that has a 0 before the passed weights, as shares of the whole."""
     first = [0.0] if some.start == 0 else []
-    return np.concatenate((first, values[max(0, some.start - 1) : some.stop - 1]))
+    shares: np.ndarray = np.concatenate((first, passed[max(0, some.start - 1) : some.stop - 1])) / whole
+    return shares

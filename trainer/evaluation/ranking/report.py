@@ -237,8 +237,8 @@ def _reliability_plot(groups: list[dict[str, Any]], label: str) -> Plot:
 
 def _distribution_plot(scored: Judged, label: str) -> Plot:
     figure, axes = plt.subplots(figsize=(7, 2.8))
-    edges = np.linspace(0, max(1e-6, float(np.nanmax(scored.scores))), 61)
     parts = [scored.take(block) for block in blocks(scored.scores.size)]
+    edges = np.linspace(0, max(1e-6, *(float(np.fmax.reduce(part.scores)) for part in parts)), 61)
     for name, outcome, colour in (("negative", False, page.GREY), ("positive", True, MODEL)):
         height = np.zeros(edges.size - 1)
         for part in parts:

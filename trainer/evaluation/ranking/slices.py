@@ -6,6 +6,7 @@ the sampling unit: its standard error comes from the difference of each user's i
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,14 @@ def _by_gap(since: np.ndarray, ticks: int) -> Iterator[Slice]:
         yield Slice("time_since_last_event", NO_EVENTS, without)
     seconds = filled(since.size, np.float64, lambda block: np.where(without[block], np.inf, since[block] / ticks))
     for part in steps("time_since_last_event", seconds, GAPS):
-        inside = filled(since.size, np.bool_, lambda block, part=part: part.inside[block] & ~without[block])
+        inside = filled(since.size, np.bool_, partial(_only_first, part.inside, without))
         if inside.any():
             yield Slice(part.name, part.value, inside)
+
+
+def _only_first(first: np.ndarray, other: np.ndarray, block: slice) -> np.ndarray:
+    inside: np.ndarray = first[block] & ~other[block]
+    return inside
 
 
 def _by_hour(times: np.ndarray, ticks: int) -> Iterator[Slice]:

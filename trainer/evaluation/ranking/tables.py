@@ -122,7 +122,8 @@ def _of_users_alone(judged: Judged, users: np.ndarray) -> tuple[np.ndarray, dict
 
     def logloss(some: slice) -> np.ndarray:
         weight = weights[some]
-        return np.divide(losses[some], weight, out=np.full(weight.size, np.nan), where=weight > 0)
+        of_users: np.ndarray = np.divide(losses[some], weight, out=np.full(weight.size, np.nan), where=weight > 0)
+        return of_users
 
     unweighted = Judged(judged.user, judged.scores, judged.positive, np.broadcast_to(1.0, judged.scores.shape))
     positives = UserTerms(unweighted, users).positives
@@ -142,13 +143,13 @@ def read_scored(folder: Path, label: str, labels: tuple[str, ...], source: str =
         source: the column of the probabilities.
     """
     columns = {name: name_of(name, label, labels) for name in ("label", source)}
-    file = open_parquet(folder / "per_impression.parquet")
     weights, scores, positives = Spool(np.float64), Spool(np.float64), Spool(np.bool_)
-    for number in range(file.num_row_groups):
-        table = file.read_row_group(number, columns=["weight", *columns.values()])
-        table = table.filter(pc.is_valid(table.column(columns["label"])))
-        weights.append(table.column("weight").to_numpy())
-        scores.append(table.column(columns[source]).to_numpy())
-        positives.append(table.column(columns["label"]).to_numpy() > 0)
+    with open_parquet(folder / "per_impression.parquet") as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=["weight", *columns.values()])
+            table = table.filter(pc.is_valid(table.column(columns["label"])))
+            weights.append(table.column("weight").to_numpy())
+            scores.append(table.column(columns[source]).to_numpy())
+            positives.append(table.column(columns["label"]).to_numpy() > 0)
     users = np.broadcast_to(np.int64(0), (weights.size,))
     return Judged(users, scores.array(), positives.array(), weights.array())
