@@ -7,7 +7,7 @@ torch nor ray, and trains and scores nothing.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from trainer.comparison.sides import Side, sides_of
 from trainer.comparison.slices import SliceDifference
 from trainer.errors import UserError
 from trainer.evaluation.confidence import mean_interval
+from trainer.evaluation.spooled import kept
 from trainer.tasks.metrics import headline_names, interval_of, metric_of
 
 _OWN = {"gauc": "user_auc", "logloss": "user_logloss"}  # the values of a user alone, of metrics of ranking models
@@ -126,8 +127,7 @@ def compare(
     numbers = _Numbers(evaluations, impressions if num_left_out else None)
     names, repeated, reasons = _metrics(evaluations, numbers, metrics)
     pairs = list(itertools.combinations(sides, 2))
-    measured = [numbers.measured(name, *pair) for pair in pairs for name in names]
-    differences = differences_of(measured, num_resamples, seed)
+    differences = differences_of(_MeasuredOnDemand(numbers, pairs, names), num_resamples, seed)
     by_pair = [differences[start : start + len(names)] for start in range(0, len(differences), len(names))]
     headlines = headline_names(names) or names[:1]
     of_slices = _slices(pairs, headlines, evaluations[0], impressions)
@@ -153,7 +153,7 @@ def compare(
 
 
 class _Numbers:
-    """Numbers per user of each evaluation by metric, read once."""
+    """Numbers per user of each evaluation by metric, as far as they are defined: views of columns in temporary files."""
 
     def __init__(self, evaluations: Sequence[StoredEvaluation], recomputed: dict[str, Impressions] | None) -> None:
         """Collect the columns. recomputed: the impressions of fewer users than were evaluated, for ranking models."""
@@ -164,7 +164,7 @@ class _Numbers:
                 continue
             for metric in evaluation.metrics:
                 values = evaluation.column(metric)
-                if values is not None:
+                if values is not None and np.isfinite(values).all():
                     self._columns[evaluation.name, metric] = values
 
     def _recompute(self, evaluation: StoredEvaluation, impressions: dict[str, Impressions]) -> None:
@@ -179,12 +179,11 @@ class _Numbers:
             for name, values in shares.items():
                 of_all = np.full(evaluation.table.num_rows, values.mean())
                 of_all[users] = values.mean() + (values - values.mean()) * (of_all.size / users.size)
-                self._columns[evaluation.name, f"{name}/{label}"] = of_all
+                self._columns[evaluation.name, f"{name}/{label}"] = kept(of_all)
 
     def of(self, name: str, metric: str) -> np.ndarray | None:
         """Return the numbers of an evaluation, (users,); None if they are not stored or the metric is not defined."""
-        values = self._columns.get((name, metric))
-        return None if values is None or not np.isfinite(values).all() else values
+        return self._columns.get((name, metric))
 
     def measured(self, metric: str, reference: Side, other: Side) -> Measured:
         """Return the numbers of two sides."""
@@ -210,6 +209,28 @@ class _Numbers:
                 return None
         ours, others = (of_side[0] if len(of_side) == 1 else np.mean(of_side, axis=0) for of_side in columns)
         return ours, others
+
+
+class _MeasuredOnDemand(Sequence[Measured]):
+    """The numbers of each pair of sides and each metric. They are read when they are needed: of all together there are many."""
+
+    def __init__(self, numbers: _Numbers, pairs: Sequence[tuple[Side, Side]], names: Sequence[str]) -> None:
+        self._numbers = numbers
+        self._asked = [(name, *pair) for pair in pairs for name in names]
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    @overload
+    def __getitem__(self, place: int) -> Measured: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Measured]: ...
+
+    def __getitem__(self, place: int | slice) -> Measured | Sequence[Measured]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        return self._numbers.measured(*self._asked[place])
 
 
 def _rows(columns: Sequence[np.ndarray]) -> np.ndarray:

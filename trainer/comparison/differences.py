@@ -5,7 +5,7 @@ mean (trainer.evaluation.ranking.intervals.shares_of_users).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,18 +107,21 @@ def differences_of(measured: Sequence[Measured], num_resamples: int, seed: int) 
     bounds = percentile_intervals(means)
     return corrected(
         [
-            difference_of(one, len(measured), (float(low), float(high)))
+            untested_difference(one, (float(low), float(high)))(len(measured))
             for one, (low, high) in zip(measured, bounds, strict=True)
         ]
     )
 
 
-def difference_of(measured: Measured, num_tests: int, bootstrapped: tuple[float, float] | None = None) -> Difference:
-    """Return a difference, not yet corrected (corrected).
+def untested_difference(
+    measured: Measured, bootstrapped: tuple[float, float] | None = None
+) -> Callable[[int], Difference]:
+    """Return the function from the number of tests that are corrected together to a difference, not yet corrected (corrected).
+
+    The function does not hold the numbers of users.
 
     Args:
         measured: the numbers of both sides.
-        num_tests: the number of tests that are corrected together.
         bootstrapped: the interval by the bootstrap; used unless fewer than FEW_USERS users differ.
     """
     differences, metric = measured.differences, metric_of(measured.metric)
@@ -129,8 +132,7 @@ def difference_of(measured: Measured, num_tests: int, bootstrapped: tuple[float,
         interval = of_metric(differences, metric.within.of_differences) if differences.size > 1 else None
     spread = float(differences.std(ddof=1)) if differences.size > 1 else 0.0
     mean, error = float(differences.mean()), standard_error(differences)
-    certain = normal_quantile(1.0 - LEVEL / num_tests / 2.0) + normal_quantile(POWER)
-    return Difference(
+    difference = Difference(
         metric=measured.metric,
         reference=float(measured.reference.mean()),
         value=float(measured.other.mean()),
@@ -140,11 +142,17 @@ def difference_of(measured: Measured, num_tests: int, bootstrapped: tuple[float,
         p=randomisation_test(differences),
         p_corrected=1.0,
         effect_size=mean / spread if spread else None,
-        detectable=certain * error if spread else None,
+        detectable=None,
         over_seeds=seed_interval(measured.reference.mean(axis=1), measured.other.mean(axis=1)),
         users=_counts(measured.own, metric.larger_is_better is not False),
         outcome="none",
     )
+
+    def of_tests(num_tests: int) -> Difference:
+        certain = normal_quantile(1.0 - LEVEL / num_tests / 2.0) + normal_quantile(POWER)
+        return replace(difference, detectable=certain * error if spread else None)
+
+    return of_tests
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:

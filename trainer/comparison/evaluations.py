@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.comparison.mapped_tables import mapped
 from trainer.errors import UserError
 from trainer.storage.objects.paths import path_of
 from trainer.storage.parquet import parquet_schema, read_parquet
@@ -37,7 +38,7 @@ class StoredEvaluation:
     values: dict[str, Any]
     """The content of metrics.json."""
     table: pa.Table
-    """The rows of per_user.parquet, one per user, without the recommended items."""
+    """The rows of per_user.parquet, one per user, without the recommended items, in a temporary file if they are many."""
 
     @property
     def users(self) -> pa.Array:
@@ -80,7 +81,9 @@ class StoredEvaluation:
 
     def take(self, places: pa.Array) -> "StoredEvaluation":
         """Return the evaluation with the users at these places, in this order."""
-        return StoredEvaluation(self.name, self.side, self.folder, self.run_dir, self.values, self.table.take(places))
+        if len(places) == self.table.num_rows and bool((places.to_numpy() == np.arange(len(places))).all()):
+            return self
+        return replace(self, table=mapped(self.table.take(places)))
 
 
 def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None) -> list[StoredEvaluation]:
@@ -180,7 +183,7 @@ def _read(name: str, side: str | None, folder: Path, run_dir: Path | None) -> St
             raise ValueError("metrics.json lacks entries")
         file = folder / "per_user.parquet"
         columns = [column for column in parquet_schema(file).names if column not in _LISTS]
-        table = read_parquet(file, columns=columns)
+        table = mapped(read_parquet(file, columns=columns))
         users = table.column("user")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: is no complete evaluation ({error}); run `shoal evaluate` of it again") from None

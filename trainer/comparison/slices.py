@@ -3,7 +3,7 @@
 The intervals of slices are score intervals, because slices may be small, and their tests are corrected together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.comparison.differences import Difference, Measured, corrected, difference_of
+from trainer.comparison.differences import Difference, Measured, corrected, untested_difference
 from trainer.comparison.impressions import Impressions
 from trainer.comparison.sides import Side
 from trainer.evaluation.ranking.names import BASELINES
+from trainer.evaluation.slices import masks
 from trainer.tasks.metrics import metric_of
 
 POPULARITY = "popularity_place"
@@ -81,15 +82,15 @@ def slice_users(
     pairs: Sequence[tuple[Side, Side]], metrics: Sequence[str], parts: Sequence[Part]
 ) -> list[list[SliceDifference]]:
     """Return the differences of next_item models by pair of sides; all have the same users in the same order."""
-    measured = []
+    results = []
     for number, (reference, other) in enumerate(pairs):
         for metric in metrics:
             numbers = [np.stack([_of(one, metric) for one in side.evaluations]) for side in (reference, other)]
             for part in parts:
                 ours, others = (values[:, part.inside] for values in numbers)
                 if ours.shape[1] >= _MIN_USERS:
-                    measured.append((number, part, Measured(metric, ours, others, None)))
-    return _by_pair(len(pairs), measured)
+                    results.append(_Result.of(number, part, Measured(metric, ours, others, None)))
+    return _by_pair(len(pairs), results)
 
 
 def slice_impressions(
@@ -108,32 +109,53 @@ def slice_impressions(
     """
     labels = list(dict.fromkeys(metric.partition("/")[2] for metric in metrics))
     sides = list({side.name: side for pair in pairs for side in pair}.values())
-    shares: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
-    for side in sides:
+    results: dict[tuple[int, int, int], _Result] = {}
+    for place, part in enumerate(parts):
         for label in labels:
-            for place, part in enumerate(parts):
-                of_seeds = [impressions[one.name].shares(label, part.inside)[1] for one in side.evaluations]
-                names = [name for name in of_seeds[0] if all(name in of_seed for of_seed in of_seeds)]
-                shares[side.name, label, place] = {n: np.stack([of_seed[n] for of_seed in of_seeds]) for n in names}
-    measured = []
-    for number, (reference, other) in enumerate(pairs):
-        for metric in metrics:
-            name, _, label = metric.partition("/")
-            for place, part in enumerate(parts):
-                ours, others = (shares[side.name, label, place].get(name) for side in (reference, other))
-                if ours is None or others is None or ours.shape[1] < _MIN_USERS:
-                    continue
-                if np.isfinite(ours).all() and np.isfinite(others).all():
-                    measured.append((number, part, Measured(metric, ours, others, None)))
-    return _by_pair(len(pairs), measured)
+            shares = {side.name: _shares_of(side, label, part, impressions) for side in sides}
+            for number, (reference, other) in enumerate(pairs):
+                for order, metric in enumerate(metrics):
+                    name, _, of_label = metric.partition("/")
+                    ours, others = (shares[side.name].get(name) for side in (reference, other))
+                    if of_label != label or ours is None or others is None or ours.shape[1] < _MIN_USERS:
+                        continue
+                    if np.isfinite(ours).all() and np.isfinite(others).all():
+                        results[number, order, place] = _Result.of(number, part, Measured(metric, ours, others, None))
+    return _by_pair(len(pairs), [results[key] for key in sorted(results)])
 
 
-def _by_pair(num_pairs: int, measured: Sequence[tuple[int, Part, Measured]]) -> list[list[SliceDifference]]:
+def _shares_of(side: Side, label: str, part: Part, impressions: dict[str, Impressions]) -> dict[str, np.ndarray]:
+    """Return the shares of users in the metrics of a slice, (seeds, users) each, for metrics that all seeds have."""
+    of_seeds = [impressions[one.name].shares(label, part.inside)[1] for one in side.evaluations]
+    names = [name for name in of_seeds[0] if all(name in of_seed for of_seed in of_seeds)]
+    return {name: np.stack([of_seed[name] for of_seed in of_seeds]) for name in names}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The result of a slice. It does not hold the numbers of users, which would be many for all slices together."""
+
+    pair: int
+    """The number of the pair of sides."""
+    part: Part
+    """The slice."""
+    num_users: int
+    """Users of the slice."""
+    difference: Callable[[int], Difference]
+    """The difference from the number of tests."""
+
+    @staticmethod
+    def of(pair: int, part: Part, measured: Measured) -> "_Result":
+        """Test the numbers of both sides."""
+        return _Result(pair, part, measured.other.shape[1], untested_difference(measured))
+
+
+def _by_pair(num_pairs: int, results: Sequence[_Result]) -> list[list[SliceDifference]]:
     """Return the differences of all slices by pair, corrected together."""
     by_pair: list[list[SliceDifference]] = [[] for _ in range(num_pairs)]
-    differences = corrected([difference_of(one, len(measured)) for _, _, one in measured])
-    for (number, part, one), difference in zip(measured, differences, strict=True):
-        by_pair[number].append(SliceDifference(part.column, part.value, one.other.shape[1], difference))
+    differences = corrected([one.difference(len(results)) for one in results])
+    for one, difference in zip(results, differences, strict=True):
+        by_pair[one.pair].append(SliceDifference(one.part.column, one.part.value, one.num_users, difference))
     return by_pair
 
 
@@ -174,10 +196,10 @@ def _parts(name: str, column: pa.ChunkedArray) -> Iterator[Part]:
         return
     if len(names) + int(not valid.all()) < 2:
         return
-    of_row = np.full(len(column), -1)
+    of_row = np.full(len(column), -1, np.int8)
     of_row[valid] = group
-    for number, text in names.items():
-        yield Part(name, text, of_row == number)
+    for text, inside in zip(names.values(), masks(of_row, list(names)), strict=True):
+        yield Part(name, text, inside)
     if not valid.all():
         yield Part(name, "none", ~valid)
 
