@@ -220,6 +220,7 @@ def build(config: Config, job: PrepareJob, limit: TaskLimit, on_progress: OnProg
         fit=job.existing is None,
     )
     group_job = GroupJob(job, plan, partitioning, tuple(sorted(read)))
+    values = replace(values, values={})
     grouped = _group_all(group_job, limit, on_progress)
     check_budget(job, read, grouped)
     totals = Totals(group_job, values, read, grouped)
@@ -263,7 +264,7 @@ def _group_all(given: GroupJob, limit: TaskLimit, on_progress: OnProgress) -> li
     job = given.job
     total = len(given.partitioning.places)
     results: dict[int, GroupResult] = {
-        number: result for number, result in saved_results(job.work, "group").items() if _is_there(job, result)
+        number: result.without_items() for number, result in saved_results(job.work, "group") if _is_there(job, result)
     }
     rows = sum(result.counts.rows_kept for result in results.values())
     on_progress(Progress("group", len(results), total, rows))

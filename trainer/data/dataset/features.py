@@ -27,6 +27,7 @@ from trainer.data.logs.config import (
     VectorFeatureConfig,
 )
 
+LOOKED_UP = 1 << 20  # values of a vocabulary in one hash table
 MISSING = np.iinfo(np.int64).min  # raw id of a null value in a dynamic table
 Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
@@ -106,10 +107,13 @@ def hash_rows(values: pa.Array, num_rows: int) -> npt.NDArray[np.int32]:
 
 def numbers_of(values: pa.Array, vocabulary: pa.Array) -> npt.NDArray[np.int32]:
     """Return the position of each value in the vocabulary, counted from 1, or 0 if it is not there."""
+    numbers = np.zeros(len(values), np.int32)
     if not len(values):  # a column without any value has no type either
-        return np.zeros(0, np.int32)
-    places = pc.fill_null(pc.index_in(values, value_set=vocabulary, skip_nulls=True), UNKNOWN_ID - 1).to_numpy()
-    numbers: npt.NDArray[np.int32] = (places + 1).astype(np.int32)
+        return numbers
+    for first in range(0, len(vocabulary), LOOKED_UP):
+        places = pc.index_in(values, value_set=vocabulary.slice(first, LOOKED_UP), skip_nulls=True)
+        there = places.is_valid()
+        numbers[there.to_numpy(zero_copy_only=False)] = places.filter(there).to_numpy() + (first + 1)
     return numbers
 
 

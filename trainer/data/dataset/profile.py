@@ -15,6 +15,7 @@ NUM_TIME_BINS = 60
 NUM_LENGTH_BINS = 40
 SAMPLED_USERS = 1_000  # most users of a partition for statistics that compare every event with every target
 SPLITS = ("train", "validation", "test")
+_BLOCK = 1 << 20  # items with counts in memory at a time
 _LATEST, _EARLIEST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
 
@@ -181,19 +182,25 @@ def overlap_of_items(
         num_test_events: (catalogue,) test events.
         ids: (catalogue,) id of each item; 0 is unknown to the model.
     """
-    num_validation_events = num_events - num_train_events - num_test_events
-    tested = num_test_events > 0
-    trained = num_train_events > 0
+    sums = np.zeros(7, np.int64)
+    for first in range(0, ids.size, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        num_test = num_test_events[block]
+        num_validation = num_events[block] - num_train_events[block] - num_test
+        trained, tested, unknown = num_train_events[block] > 0, num_test > 0, ids[block] == 0
+        sums += [
+            trained.sum(),
+            (num_validation > 0).sum(),
+            tested.sum(),
+            (tested & trained).sum(),
+            num_test[~trained].sum(),
+            num_validation[unknown].sum(),
+            num_test[unknown].sum(),
+        ]
+    train, validation, test, both, untrained, unknown_validation, unknown_test = sums.tolist()
     return {
-        "items": {
-            "train": int(trained.sum()),
-            "validation": int((num_validation_events > 0).sum()),
-            "test": int(tested.sum()),
-        },
-        "test_items_with_training": int((tested & trained).sum()),
-        "test_targets_without_training": int(num_test_events[~trained].sum()),
-        "unknown_targets": {
-            "validation": int(num_validation_events[ids == 0].sum()),
-            "test": int(num_test_events[ids == 0].sum()),
-        },
+        "items": {"train": train, "validation": validation, "test": test},
+        "test_items_with_training": both,
+        "test_targets_without_training": untrained,
+        "unknown_targets": {"validation": unknown_validation, "test": unknown_test},
     }

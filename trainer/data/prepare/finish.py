@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.data.dataset.features import Losses, NumericFit, feature_of, kind_of, with_fit
@@ -23,6 +24,8 @@ from trainer.data.prepare.source import source_of
 from trainer.data.prepare.totals import Totals
 from trainer.data.prepare.vocabularies import collisions, known_tables
 from trainer.data.prepare.work import PrepareJob
+
+_BLOCK = 1 << 20  # items with numbers in memory at a time
 
 
 def finish(totals: Totals) -> Manifest:
@@ -49,11 +52,20 @@ def finish(totals: Totals) -> Manifest:
         items=items.file,
         sketches=_sketches(totals),
         cuts=tuple(result.cuts for result in totals.grouped if result.cuts is not None),
-        ids_are_numbers=bool((totals.item_ids == np.arange(1, totals.item_ids.size + 1)).all()),
+        ids_are_numbers=_are_numbers(totals.item_ids),
         profile=totals.profile.as_values() | totals.overlap_of_items,
         grown_from=_lineage(job),
         derived=derived_counts(totals) if job.is_derived else {},
     )
+
+
+def _are_numbers(ids: npt.NDArray[np.int32]) -> bool:
+    """Return whether each item has its number as id."""
+    differences = (
+        ids[first : first + _BLOCK] - np.arange(first, min(first + _BLOCK, ids.size))
+        for first in range(0, ids.size, _BLOCK)
+    )
+    return all(bool((block == 1).all()) for block in differences)
 
 
 def _lineage(job: PrepareJob) -> tuple[str, ...]:

@@ -40,9 +40,9 @@ class GroupResult:
     rejected: Counter[tuple[SourceName, str]]
     # Counts of the partition.
     counts: GroupCounts
-    # Counts of targets by item.
+    # Counts of targets by item. Empty in what the driver holds (without_items).
     items: ItemCounts
-    # For ranking: counts of history events by item.
+    # For ranking: counts of history events by item. None in what the driver holds.
     history_items: ItemCounts | None
     # Statistics for the data card.
     profile: Profile
@@ -50,6 +50,11 @@ class GroupResult:
     fits: dict[str, NumericFit]
     # Lost values of each feature, by key.
     losses: dict[str, Losses]
+
+    def without_items(self) -> "GroupResult":
+        """Return the result without its counts by item: those of all partitions together may be as many as the events."""
+        nothing = np.zeros(0, np.int64)
+        return replace(self, items=ItemCounts(nothing, nothing, nothing, nothing), history_items=None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ class _Share:
 
 
 def group_task(given: GroupJob, partition: int) -> GroupResult:
-    """Group one partition, in the order of the log: chunk by chunk, block by block."""
+    """Group one partition, in the order of the log: chunk by chunk, block by block.
+
+    The stored result has the counts by item, the returned one has none.
+    """
     job = given.job
     shares: dict[SourceName, _Share] = {
         source: _share(given, partition, source) for source in job.inputs.contracts if source != "items"
@@ -92,7 +100,7 @@ def group_task(given: GroupJob, partition: int) -> GroupResult:
         grouped.losses,
     )
     save_result(job.work, "group", partition, result)
-    return result
+    return result.without_items()
 
 
 def shares_of(rows_of_partitions: Ints) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Totals over all chunks and partitions: items, counts, ids and statistics."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,8 @@ from trainer.data.prepare.group_pass import GroupResult
 from trainer.data.prepare.read_pass import ITEMS, ReadResult
 from trainer.data.prepare.rejections import CATALOGUE, EVENTS, count_rejected
 from trainer.data.prepare.vocabularies import MergedValues, item_ids
-from trainer.data.prepare.work import GroupJob, PrepareJob
+from trainer.data.prepare.work import GroupJob, PrepareJob, saved_result
+from trainer.storage.mapped import mapped_zeros
 from trainer.storage.parquet import read_parquet
 
 
@@ -36,7 +37,7 @@ class Totals:
     values: MergedValues
     # Results of the first pass, by chunk.
     read: Mapping[int, ReadResult]
-    # Results of the second pass, by partition.
+    # Results of the second pass, by partition, without their counts by item.
     grouped: Sequence[GroupResult]
 
     @property
@@ -52,16 +53,15 @@ class Totals:
     @cached_property
     def events_of_items(self) -> tuple[Ints, Ints]:
         """(all, training) targets of every number of the catalogue; (catalogue,) each."""
-        num_events, num_train_events = self._sum_items(result.items for result in self.grouped)
         if not self.job.is_derived:
-            return num_events, num_train_events
+            return self._targets_of_items[0], self._targets_of_items[1]
         # The model was trained on the events of the other dataset, whether their rows are here or not.
         return self.new_events_of_items + self._known("num_events"), self._known("num_train_events")
 
     @cached_property
     def new_events_of_items(self) -> Ints:
         """(catalogue,) targets of every number in the new logs of a derived dataset."""
-        num_events, _ = self._sum_items(result.items for result in self.grouped)
+        num_events: Ints = self._targets_of_items[0]
         assert self.job.existing is not None
         has_rows = bool(self.job.existing.manifest.parts)
         return num_events - self._known("num_events") if has_rows else num_events
@@ -78,29 +78,35 @@ class Totals:
     @cached_property
     def uses_of_items(self) -> tuple[Ints, Ints]:
         """Events of items that the model looks up: targets, and events of histories that are no targets; (all, training)."""
-        histories = (result.history_items for result in self.grouped)
-        in_histories = self._sum_items(counts for counts in histories if counts is not None)
-        return (
-            self.events_of_items[0] + in_histories[0],
-            self.events_of_items[1] + in_histories[1],
-        )
+        in_histories = self._sums_of_items[1]
+        if in_histories is None:
+            return self.events_of_items
+        return self.events_of_items[0] + in_histories[0, 1:], self.events_of_items[1] + in_histories[1, 1:]
 
-    def _sum_items(self, pieces: Iterable[ItemCounts]) -> tuple[Ints, Ints]:
+    @property
+    def _targets_of_items(self) -> npt.NDArray[np.int64]:
+        """(3, catalogue) targets in the partitions: all, in training and in the test part."""
+        return self._sums_of_items[0][:, 1:]
+
+    @cached_property
+    def _sums_of_items(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+        """Sums over partitions, read one by one: (3, catalogue + 1) of targets, and of events of histories if there are any."""
         catalogue = self.ids[ITEMS].vocabulary
         assert catalogue is not None
-        num_events, num_train_events = np.zeros((2, len(catalogue) + 1), np.int64)
-        for counts in pieces:
-            num_events[counts.numbers] += counts.num_events
-            num_train_events[counts.numbers] += counts.num_train_events
-        return num_events[1:], num_train_events[1:]
+        targets = mapped_zeros((3, len(catalogue) + 1), self.job.work)
+        in_histories = None
+        for partition in range(len(self.grouped)):
+            result: GroupResult = saved_result(self.job.work, "group", partition)
+            _add_counts(targets, result.items)
+            if result.history_items is not None:
+                in_histories = mapped_zeros(targets.shape, self.job.work) if in_histories is None else in_histories
+                _add_counts(in_histories, result.history_items)
+        return targets, in_histories
 
     @cached_property
     def overlap_of_items(self) -> dict[str, Any]:
         """Items that the splits share."""
-        sums = np.zeros((3, self.item_ids.size + 1), np.int64)
-        for items in (result.items for result in self.grouped):
-            sums[:, items.numbers] += (items.num_events, items.num_train_events, items.num_test_events)
-        num_events, num_train_events, num_test_events = sums[:, 1:]
+        num_events, num_train_events, num_test_events = self._targets_of_items
         return profile.overlap_of_items(num_events, num_train_events, num_test_events, self.item_ids)
 
     @cached_property
@@ -147,7 +153,7 @@ class Totals:
             rejected=dict(sorted(rejected.items())),
             catalogue_rejected=dict(sorted(of_catalogue.items())),
             num_items=int(self.item_ids.max(initial=0)),
-            unknown_items=int((num_events - num_train_events)[unknown].sum()),
+            unknown_items=int(num_events[unknown].sum() - num_train_events[unknown].sum()),
             rare_items=int(num_train_events[unknown].sum()),
             **asdict(summed),
         )
@@ -156,3 +162,10 @@ class Totals:
     def profile(self) -> Profile:
         """Sum of the profiles of all partitions."""
         return profile.merged(result.profile for result in self.grouped)
+
+
+def _add_counts(sums: npt.NDArray[np.int64], counts: ItemCounts) -> None:
+    """Add the counts of a partition to sums (3, catalogue + 1), in place."""
+    sums[0, counts.numbers] += counts.num_events
+    sums[1, counts.numbers] += counts.num_train_events
+    sums[2, counts.numbers] += counts.num_test_events

@@ -14,23 +14,25 @@ import pyarrow.compute as pc
 
 from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
 from trainer.data.dataset.features import Ids, hash_rows
-from trainer.data.dataset.grouping import Ints, sort_vocabulary
-from trainer.data.dataset.hashing import Distinct
+from trainer.data.dataset.grouping import Ints
+from trainer.data.dataset.hashing import Distinct, whole
 from trainer.data.dataset.splits import Cuts, LeaveOneOut
 from trainer.data.dataset.vocabulary import read_values
 from trainer.data.logs.config import CategoricalFeatureConfig
-from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
+from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult
+from trainer.data.prepare.sorted_values import CountedValues
 from trainer.data.prepare.work import PrepareJob, saved_result
+from trainer.storage.mapped import ArrayWriter
 
-MERGE_VALUES = 1_000_000  # most values that the driver holds twice while it adds up
+_BLOCK = 1 << 20  # items with counts in memory at a time
 
 
 @dataclass(frozen=True)
 class MergedValues:
     """Values of all chunks together."""
 
-    # By table: distinct values with their counts.
-    values: dict[str, pa.Table]
+    # By table: distinct values with their counts. Empty once tables have their ids.
+    values: dict[str, CountedValues]
     # By hashed table: sketch of its distinct values.
     distinct: dict[str, Distinct]
     # First and last time; None without times.
@@ -38,24 +40,17 @@ class MergedValues:
 
 
 def merge_values(job: PrepareJob, read: Mapping[int, ReadResult]) -> MergedValues:
-    """Merge the values of the chunks, one after the other, in memory bounded by the result."""
-    pending: dict[str, list[pa.Table]] = {}
+    """Merge the values of the chunks, one after the other. Many values are in temporary files."""
+    merged: dict[str, CountedValues] = {}
     distinct: dict[str, Distinct] = {}
     for chunk in sorted(read):
         values: ChunkValues = saved_result(job.work, "values", chunk)
         for table, counts in values.counts.items():
-            pieces = pending.setdefault(table, [])
-            pieces.append(counts)
-            if sum(piece.num_rows for piece in pieces[1:]) > max(pieces[0].num_rows, MERGE_VALUES):
-                pending[table] = [sum_values(pieces)]
+            merged.setdefault(table, CountedValues(job.work)).add(counts)
         for table, sketch in values.distinct.items():
             distinct[table] = Distinct.merged([distinct.get(table, sketch), sketch])
     times = [time for result in read.values() for time in result.times or ()]
-    return MergedValues(
-        {table: sum_values(pieces) for table, pieces in pending.items()},
-        distinct,
-        (min(times), max(times)) if times else None,
-    )
+    return MergedValues(merged, distinct, (min(times), max(times)) if times else None)
 
 
 def ids_of_tables(job: PrepareJob, merged: MergedValues) -> dict[str, Ids]:
@@ -65,12 +60,11 @@ def ids_of_tables(job: PrepareJob, merged: MergedValues) -> dict[str, Ids]:
     for table, config in job.request.ids.items():
         if table not in named and table != ITEMS:
             continue
-        old = old_values(job, table)
         if table == ITEMS:
-            ids[table] = Ids(VocabularyIdsConfig(), _catalogue(merged.values[ITEMS], config, old))
+            ids[table] = Ids(VocabularyIdsConfig(), _catalogue(job, merged.values[ITEMS], config))
         elif isinstance(config, VocabularyIdsConfig):
             counted = None if job.is_derived else merged.values.get(table)
-            ids[table] = Ids(config, _vocabulary(counted, config.min_count, old))
+            ids[table] = Ids(config, _vocabulary(job, table, counted, config.min_count))
         else:
             ids[table] = Ids(config)
     return ids
@@ -83,24 +77,31 @@ def old_values(job: PrepareJob, table: str) -> pa.Array | None:
     return read_values(job.folder, job.existing.manifest, table)
 
 
-def _vocabulary(counted: pa.Table | None, min_count: int, old: pa.Array | None) -> pa.Array:
+def _vocabulary(job: PrepareJob, table: str, counted: CountedValues | None, min_count: int) -> pa.Array:
     """Return the old values, then new ones with enough occurrences, ascending."""
+    old = old_values(job, table)
     if counted is None:
         return old if old is not None else pa.array([], pa.string())
-    kept = counted.filter(pc.greater_equal(counted.column("count"), min_count)).column("value")
-    return _after(old, sort_vocabulary(kept))
+    values = ArrayWriter(counted.kind, job.work)
+    for block in counted.ascending():
+        values.add(whole(block.filter(pc.greater_equal(block.column("count"), min_count)).column("value")))
+    return _after(old, values.array())
 
 
-def _catalogue(counted: pa.Table, config: IdsConfig, old: pa.Array | None) -> pa.Array:
+def _catalogue(job: PrepareJob, counted: CountedValues, config: IdsConfig) -> pa.Array:
     """Return every item of logs and catalogue: the old ones, then items that the model will know, then others, each ascending.
 
     The exact counts of the second pass decide which items are known. If they confirm this order and no unknown items
     remain, numbers are ids.
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
-    known = pc.greater_equal(counted.column("count"), min_count)
-    values = [sort_vocabulary(counted.filter(mask).column("value")) for mask in (known, pc.invert(known))]
-    return _after(old, pa.concat_arrays(values))
+    known, others = (ArrayWriter(counted.kind, job.work) for _ in range(2))
+    for block in counted.ascending():
+        is_known = pc.greater_equal(block.column("count"), min_count)
+        known.add(whole(block.filter(is_known).column("value")))
+        others.add(whole(block.filter(pc.invert(is_known)).column("value")))
+    known.add(others.array())
+    return _after(old_values(job, ITEMS), known.array())
 
 
 def _after(old: pa.Array | None, values: pa.Array) -> pa.Array:
@@ -129,8 +130,12 @@ def item_ids(
     ids = np.zeros(num_events.size, np.int32)
     if old is not None:
         ids[: old.size] = old
-    new = np.flatnonzero((counts >= min_count) & (ids == 0))
-    ids[new] = ids.max(initial=0) + 1 + np.arange(new.size, dtype=np.int32)
+    next_id = ids.max(initial=0) + 1
+    for first in range(0, ids.size, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        new = first + np.flatnonzero((counts[block] >= min_count) & (ids[block] == 0))
+        ids[new] = next_id + np.arange(new.size, dtype=np.int32)
+        next_id += new.size
     return ids
 
 

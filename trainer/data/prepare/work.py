@@ -8,7 +8,7 @@ import importlib
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -191,13 +191,11 @@ _PARTS_OF_RESULTS = {
 }
 
 
-def saved_results(work: Path, stage: str) -> Mapping[int, Any]:
-    """Return the results of tasks that an interrupted attempt finished, without those that a power failure truncated."""
-    results = {}
+def saved_results(work: Path, stage: str) -> Iterator[tuple[int, Any]]:
+    """Yield number and result of the tasks that an interrupted attempt finished, without those that a power failure truncated."""
     for number in sorted(int(path.stem.rpartition("-")[2]) for path in work.glob(f"{stage}-*.done")):
         with suppress(EOFError, pickle.UnpicklingError):
-            results[number] = saved_result(work, stage, number)
-    return results
+            yield number, saved_result(work, stage, number)
 
 
 def _result_path(work: Path, stage: str, task: int) -> Path:

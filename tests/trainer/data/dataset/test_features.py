@@ -17,6 +17,7 @@ from trainer.data.dataset.features import (
     decoder_of,
     encode,
     hash_rows,
+    numbers_of,
 )
 from trainer.data.dataset.hashing import HashSample, hash_ids, mix
 from trainer.data.dataset.manifest import Feature
@@ -93,6 +94,20 @@ def test_hashes_have_rows_in_range_and_collide_as_counted_by_brute_force() -> No
     assert encoded(CATEGORICAL, pa.array(["x", None, "y"]), HASHED).column.to_pylist() == [
         int(hash_rows(pa.array(["x"]), 4)[0]), 0, int(hash_rows(pa.array(["y"]), 4)[0]),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("looked_up", [1, 3, 4, 100])
+@pytest.mark.parametrize("vocabulary", [pa.array(["b", "a", "d", "c"]), pa.array([7, -1, 5, 0]), pa.array(["b"])])
+def test_numbers_are_places_in_a_vocabulary_that_is_looked_up_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, vocabulary: pa.Array, looked_up: int
+) -> None:
+    monkeypatch.setattr("trainer.data.dataset.features.LOOKED_UP", looked_up)
+    other = pa.array(["x"]) if pa.types.is_string(vocabulary.type) else pa.array([99])
+    values = pa.concat_arrays([other, vocabulary.slice(1), vocabulary.slice(0, 1)])
+    size = len(vocabulary)
+    assert numbers_of(values, vocabulary).tolist() == [0, *range(2, size + 1), 1]
+    assert numbers_of(values.slice(0, 0), vocabulary).tolist() == []
+    assert numbers_of(values, vocabulary.slice(0, 0)).tolist() == [0] * (size + 1)
 
 
 def test_raw_ids_are_integers_as_they_stand_and_hashes_of_text() -> None:

@@ -31,7 +31,7 @@ class Attack:
 def test_a_result_that_would_run_something_is_refused(tmp_path):
     (tmp_path / "read-00000.done").write_bytes(pickle.dumps(Attack(tmp_path / "trace")))
     with pytest.raises(UserError, match=r"read-00000\.done: holds \w+\.mkdir.*Nothing of it was run"):
-        saved_results(tmp_path, "read")
+        dict(saved_results(tmp_path, "read"))
     assert not (tmp_path / "trace").exists()
 
 
@@ -60,7 +60,7 @@ def test_a_result_that_a_power_failure_cut_short_is_not_finished(tmp_path):
         save_result(tmp_path, "read", number, ReadResult(5, Counter(duplicate=1), np.asarray([2, 3])))
     path = tmp_path / "read-00001.done"
     path.write_bytes(path.read_bytes()[:-9])
-    assert list(saved_results(tmp_path, "read")) == [0]
+    assert [number for number, _ in saved_results(tmp_path, "read")] == [0]
 
 
 def test_results_of_earlier_versions_name_samples_differently(tmp_path):
