@@ -14,23 +14,27 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from trainer.errors import UserError
-from trainer.storage.files import reserve_space
+from trainer.storage.files import naming, reserve_space
 from trainer.storage.objects.paths import ObjectPath
 
 LEAST_BYTES = 1 << 20  # smaller arrays stay in memory
 
 
+def _local(folder: Path | None) -> Path:
+    """Return a folder for files: that of temporary files (TMPDIR) for an object storage, or without a folder."""
+    return Path(tempfile.gettempdir()) if folder is None or isinstance(folder, ObjectPath) else folder
+
+
 @contextmanager
-def _temporary_file(folder: Path | None) -> Iterator[IO[bytes]]:
-    """Provide a file in a folder; in that of temporary files (TMPDIR) for an object storage, or without a folder."""
-    local = None if folder is None or isinstance(folder, ObjectPath) else folder
-    with tempfile.NamedTemporaryFile(dir=local, prefix=".shoal-") as file:
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """Provide a file in a folder. An error of the body that names no file, as that of a failed write, names the folder."""
+    with naming(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".shoal-") as file:
         yield file
 
 
 def mapped_table(table: pa.Table, folder: Path | None = None) -> pa.Table:
     """Return a table with the same rows and as many record batches, in a temporary file."""
-    with _temporary_file(folder) as file:
+    with _temporary_file(_local(folder)) as file:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         file.flush()
@@ -43,7 +47,7 @@ def mapped_zeros(shape: tuple[int, ...], folder: Path | None = None) -> npt.NDAr
     num_bytes = 8 * int(np.prod(shape))
     if num_bytes < LEAST_BYTES:
         return np.zeros(shape, np.int64)
-    with _temporary_file(folder) as file:
+    with _temporary_file(_local(folder)) as file:
         reserve_space(file, num_bytes)
         return np.memmap(file, dtype=np.int64, mode="r+", shape=shape)  # the mapping outlives the open file
 
@@ -60,7 +64,7 @@ class ArrayWriter:
             most_values: values that are held in memory.
         """
         self._kind = kind
-        self._folder = folder
+        self._folder = _local(folder)
         self._most_values = most_values
         self._held: list[pa.Array] = []
         self._num_held = 0
@@ -86,6 +90,10 @@ class ArrayWriter:
         return pa.Array.from_buffers(self._kind, self._num_values, [None, *buffers])
 
     def _write(self) -> None:
+        with naming(self._folder):
+            self._write_held()
+
+    def _write_held(self) -> None:
         is_text = pa.types.is_string(self._kind)
         if not self._files:
             for _ in range(1 + is_text):

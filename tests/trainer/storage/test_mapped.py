@@ -1,14 +1,18 @@
 """Arrays and tables in temporary files: their values, and that the files have no name."""
 
+import errno
+import os
 import pickle
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from trainer.errors import UserError
-from trainer.storage.mapped import ArrayWriter, mapped_table
+from trainer.storage import mapped
+from trainer.storage.mapped import ArrayWriter, mapped_table, mapped_zeros
 
 PIECES = {
     "text": [pa.array(["a", "é", ""]), pa.array(["skipped", "b" * 100, "\uff5a"]).slice(1), pa.array([], pa.string())],
@@ -43,12 +47,33 @@ def test_text_beyond_the_limit_of_arrow_is_refused(tmp_path: Path) -> None:
         writer.add(pa.array(["abc"]))
 
 
+def test_an_error_of_the_disk_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(file: IO[bytes], num_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mapped, "reserve_space", no_space)
+    monkeypatch.setattr(mapped, "LEAST_BYTES", 0)
+    with pytest.raises(OSError, match="No space left") as caught:
+        mapped_zeros((3, 4), tmp_path)
+    assert caught.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize("least_bytes", [0, 1 << 20])
+def test_zeros_can_be_counted_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_bytes: int) -> None:
+    monkeypatch.setattr(mapped, "LEAST_BYTES", least_bytes)
+    array = mapped_zeros((2, 5), tmp_path)
+    array[1, [0, 3]] += [4, 5]
+    assert array.tolist() == [[0, 0, 0, 0, 0], [4, 0, 0, 5, 0]]
+    assert isinstance(array, np.memmap) == (least_bytes == 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_table_has_its_rows_and_no_memory_of_arrow(tmp_path: Path) -> None:
     numbers = np.arange(200_000)
     table = pa.table({"number": numbers, "text": [str(number) for number in range(200_000)]}).combine_chunks()
     before = pa.total_allocated_bytes()
-    mapped = mapped_table(table, tmp_path)
-    assert mapped.equals(table)
-    assert mapped.column("number").num_chunks == 1
+    stored = mapped_table(table, tmp_path)
+    assert stored.equals(table)
+    assert stored.column("number").num_chunks == 1
     assert pa.total_allocated_bytes() - before < 100_000
     assert list(tmp_path.iterdir()) == []
