@@ -37,7 +37,13 @@ def with_tables(text: str, folder: Path) -> str:
 
 def preparation(rows: Rows) -> str:
     """Return the speed and memory of prepare, compared with each other program."""
-    header = ["compared with", "Shoal (median)", "other (median)", "ratio: median (spread)", "peak memory: Shoal / other"]
+    header = [
+        "compared with",
+        "Shoal (median)",
+        "other (median)",
+        "ratio: median (spread)",
+        "peak memory: Shoal / other",
+    ]
     lines = [
         [
             row["ceiling_name"],
@@ -63,7 +69,13 @@ def evaluations(rows: Rows) -> str:
 
 
 def _speeds(rows: Iterable[Mapping[str, Any]], unit: str) -> str:
-    header = ["what", f"Shoal, {unit} (median)", f"ceiling, {unit} (median)", "ratio: median (spread)", "the ceiling is"]
+    header = [
+        "what",
+        f"Shoal, {unit} (median)",
+        f"ceiling, {unit} (median)",
+        "ratio: median (spread)",
+        "the ceiling is",
+    ]
     lines = [
         [
             row["name"],

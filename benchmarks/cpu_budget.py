@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="processor time of a training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="settings are chosen on validation")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="settings are chosen on validation"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-budget-") as folder:
@@ -90,7 +92,9 @@ def _outcome(arguments: argparse.Namespace, folder: Path, seed: int) -> Outcome:
     outcome = Outcome(
         seed, len(times), len(times) * config.train.batch_size, times[-1], seconds, _evaluate(config, arguments.split)
     )
-    print(f"seed {seed}: {outcome.steps:,} steps, {outcome.cpu_seconds:.1f} s, ndcg@10 {outcome.metrics['ndcg@10']:.4f}")
+    print(
+        f"seed {seed}: {outcome.steps:,} steps, {outcome.cpu_seconds:.1f} s, ndcg@10 {outcome.metrics['ndcg@10']:.4f}"
+    )
     return outcome
 
 

@@ -112,7 +112,9 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "instead of refused",
     )
     prepare_tasks: int | None = Field(
-        None, ge=1, description="number of prepare tasks that run in parallel; default: all CPUs of the nodes that may run them"
+        None,
+        ge=1,
+        description="number of prepare tasks that run in parallel; default: all CPUs of the nodes that may run them",
     )
     prepare_labels: dict[str, str] = Field(
         default_factory=dict,

@@ -166,8 +166,8 @@ def max_tasks(config: Config) -> TaskLimit:
     nodes = [node for node in nodes_here() if matches(node.labels, labels)]
     if not nodes and not cluster.autoscaling:
         raise UserError(
-            f"cluster.prepare_labels: no node of the cluster has the labels {described(labels)}, so the tasks of prepare would wait "
-            "for ever; change the labels, or set cluster.autoscaling = true if the cluster adds such nodes by itself"
+            f"cluster.prepare_labels: no node of the cluster has the labels {described(labels)}, so the tasks of prepare would "
+            "wait for ever; change the labels, or set cluster.autoscaling = true if the cluster adds such nodes by itself"
         )
     cpus = sum(node.resources.get("CPU", 0.0) for node in nodes)
     return TaskLimit(cluster.prepare_tasks or max(1, int(cpus)), labels)

@@ -19,14 +19,9 @@ from cluster.config.run_config import Config
 from cluster.driver.existing_run import TRAINS, describe_existing
 from cluster.errors import Interrupted
 from cluster.ray_cluster.follow import JobEnd, follow
-from cluster.ray_cluster.preflight import (
-    all_here,
-    missing_files,
-    nodes_of,
-    uses_objects,
-    version_problem,
-)
+from cluster.ray_cluster.preflight import all_here, missing_files, nodes_of, uses_objects, version_problem
 from cluster.ray_cluster.probe import MARK
+from cluster.ray_cluster.room import evaluation_problem, resource_problem
 from cluster.ray_cluster.token import GET_TOKEN
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.files import absolute, entries_of

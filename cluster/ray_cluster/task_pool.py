@@ -16,7 +16,9 @@ class TaskLimit:
     """The number of tasks at a time, and the nodes that may run them."""
 
     most: int
-    labels: Mapping[str, str] = field(default_factory=dict)  # conditions, as in cluster.placement.labels; none: all nodes
+    labels: Mapping[str, str] = field(
+        default_factory=dict
+    )  # conditions, as in cluster.placement.labels; none: all nodes
 
 
 def run_tasks(

@@ -1,4 +1,4 @@
-"""Three nodes: two train, the third evaluates beside them. The third is lost and replaced, then one that trains is lost."""
+"""Three nodes: two train, and the third evaluates meanwhile. The third is lost and replaced, then one that trains is lost."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests.end_to_end.commands import finish, shoal
 from tests.end_to_end.ray_head import add_node, end_family, ray_head
 from tests.end_to_end.test_nodes import check_against_undisturbed, dataset, num_cpus, settings_of, slow
-from tests.end_to_end.watched import WAIT_SECONDS, recovered, report_restarts, step_of, wait_for
+from tests.end_to_end.watched import recovered, report_restarts, step_of, wait_for
 from trainer.loop.validations import read_validations
 from trainer.metrics_log import read_metrics
 
@@ -53,7 +53,7 @@ def test_evaluation_and_training_survive_the_loss_of_their_nodes(
         try:
             wait_for("three nodes", lambda: num_cpus(head) == 3.0)
             command = shoal("train", str(config), *arguments, "--json", environment={"RAY_AUTH_MODE": "token"})
-            wait_for("an evaluation beside training", lambda: evaluated(run_dir), command)
+            wait_for("an evaluation during training", lambda: evaluated(run_dir), command)
             assert step_of(run_dir) < DUE[-1]
             end_family(third)
             lost_at = step_of(run_dir)

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 import cluster.data.prepare
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import Config, job_of, load_config
-from cluster.ray_cluster.task_pool import TaskLimit
 from cluster.plan.workload import WorkloadConfig, check_workload
+from cluster.ray_cluster.task_pool import TaskLimit
 from cluster.study.config import StudyConfig, StudyFile, read_study
 from sharding.world import World, current_world
 from tests.settings.entry import Settings, toml

@@ -2,9 +2,9 @@
 
 A run's placement.json has the mean time of a step by part, matmul_peak.json the peak rate of products. Runs on one worker give
 efficiency, memory_factor, step_seconds and block_seconds: what is left of a step without its tables is one factor times the dense
-work of the profile, step_seconds, and block_seconds for each block (sharding.planning.calibrate). Products and bytes share the factor, because the work of similar models
-hardly separates the two. Runs with as many threads as cores give busy_core_speed, from their dense part. Runs on several
-workers give the latency of a sum, from what is then left of a step.
+work of the profile, step_seconds, and block_seconds for each block (sharding.planning.calibrate). Products and bytes share the
+factor, because the work of similar models hardly separates the two. Runs with as many threads as cores give busy_core_speed, from
+their dense part. Runs on several workers give the latency of a sum, from what is then left of a step.
 """
 
 from collections.abc import Sequence

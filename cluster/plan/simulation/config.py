@@ -34,7 +34,9 @@ class ComputeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None, ge=0.0, description="seconds of a step that depend neither on its batch nor on the number of workers"
     )
     block_seconds: float | None = Field(
-        None, ge=0.0, description="the same for each block of the encoder: the start of its operations, which small batches do not shorten"
+        None,
+        ge=0.0,
+        description="the same for each block of the encoder: the start of its operations, which small batches do not shorten",
     )
     cores_per_host: int | None = Field(
         None, ge=1, description="cores of a host, which CPU workers share; for GPUs the setting has no effect"

@@ -151,7 +151,8 @@ def step_seconds(
         look_up=(sum(phases.values()) - exchange) * slowdown,
         exchange=(exchange + _example_seconds(config, examples, machine.topology)) * slowdown,
         sums=_sum_seconds(config, work, machine) * slowdown,
-        other=(machine.constants.step_seconds.value + machine.constants.block_seconds.value * work.num_blocks) * slowdown,
+        other=(machine.constants.step_seconds.value + machine.constants.block_seconds.value * work.num_blocks)
+        * slowdown,
         data_wait=0.0,
     )
     reading = read_seconds(config, examples, machine)

@@ -82,7 +82,9 @@ def stages(config: Config, world: World) -> dict[str, Any]:
 def whole_run(world: World, logs: Path, local: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
 
-        def run_tasks(task: Callable[..., Any], job: Any, numbers: list[int], limit: TaskLimit) -> Iterator[tuple[int, Any]]:
+        def run_tasks(
+            task: Callable[..., Any], job: Any, numbers: list[int], limit: TaskLimit
+        ) -> Iterator[tuple[int, Any]]:
             for number in numbers:
                 yield number, task(job, number)
 

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from cluster.config.run_config import check_config
-from cluster.ray_cluster.room import NodeRoom, evaluation_problem, matches, resource_problem, room_on, sets_on, workers_on
+from cluster.ray_cluster.room import (
+    NodeRoom,
+    evaluation_problem,
+    matches,
+    resource_problem,
+    room_on,
+    sets_on,
+    workers_on,
+)
 from trainer.errors import UserError
 
 
@@ -105,7 +113,9 @@ def test_a_message_names_the_labels_and_the_strategy() -> None:
     problem = resource_problem(cluster(num_workers=2, placement=placement), LABELLED)
     assert problem is not None
     assert "2 workers with 1 CPU and slot 2 on a node of its own each do not fit" in problem
-    assert "its nodes with the labels group = train (10.0.0.1: 4 CPUs and slot 1, 10.0.0.2: 2 CPUs and slot 3)" in problem
+    assert (
+        "its nodes with the labels group = train (10.0.0.1: 4 CPUs and slot 1, 10.0.0.2: 2 CPUs and slot 3)" in problem
+    )
     assert "change cluster.placement" in problem
     packed = resource_problem(cluster(num_workers=17, placement={"strategy": "strict_pack"}), LABELLED)
     assert packed is not None

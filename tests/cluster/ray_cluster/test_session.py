@@ -122,9 +122,21 @@ def test_more_workers_than_this_machine_has_cpus_are_refused_before_ray_starts(m
 @pytest.mark.parametrize(
     ("resources", "settings", "message"),
     [
-        ({"CPU": 3.0}, {"num_workers": 2, "cpus_per_worker": 2}, r"2 workers with 2 CPUs each do not fit: its nodes \(10\.0\.0\.1: 3 CPUs\) have room for 1"),
-        ({"CPU": 4.0, "GPU": 1.0}, {"num_workers": 2, "gpus_per_worker": 1}, r"2 workers with 1 CPU and 1 GPU each do not fit: .*4 CPUs and 1 GPUs\) have room for 1"),
-        ({"CPU": 4.0}, {"num_workers": 1, "gpus_per_worker": 1}, r"1 workers with 1 CPU and 1 GPU each do not fit: .*4 CPUs and 0 GPUs\) have room for 0"),
+        (
+            {"CPU": 3.0},
+            {"num_workers": 2, "cpus_per_worker": 2},
+            r"2 workers with 2 CPUs each do not fit: its nodes \(10\.0\.0\.1: 3 CPUs\) have room for 1",
+        ),
+        (
+            {"CPU": 4.0, "GPU": 1.0},
+            {"num_workers": 2, "gpus_per_worker": 1},
+            r"2 workers with 1 CPU and 1 GPU each do not fit: .*4 CPUs and 1 GPUs\) have room for 1",
+        ),
+        (
+            {"CPU": 4.0},
+            {"num_workers": 1, "gpus_per_worker": 1},
+            r"1 workers with 1 CPU and 1 GPU each do not fit: .*4 CPUs and 0 GPUs\) have room for 0",
+        ),
     ],
 )
 def test_workers_that_a_cluster_could_never_hold_are_refused(

@@ -22,7 +22,9 @@ def test_workers_do_not_span_nodes() -> None:
 def test_the_resources_of_our_own_workers_count_as_free_where_they_are() -> None:
     busy = [node("a", 0.0), node("b", 0.0)]
     assert room_for(ClusterConfig(cpus_per_worker=2), busy, {}) == Room(total=4, free=0)
-    assert room_for(ClusterConfig(cpus_per_worker=2), busy, {"a": {"CPU": 2.0}, "lost": {"CPU": 2.0}}) == Room(total=4, free=1)
+    assert room_for(ClusterConfig(cpus_per_worker=2), busy, {"a": {"CPU": 2.0}, "lost": {"CPU": 2.0}}) == Room(
+        total=4, free=1
+    )
 
 
 def test_a_node_without_a_resource_holds_no_worker_that_needs_it() -> None:

@@ -43,7 +43,12 @@ def test_without_latency_and_with_equal_work_weak_scaling_is_perfect(config: Pat
 
 
 def test_strong_scaling_without_fixed_work_is_perfect_until_ranks_have_one_example(config: Path) -> None:
-    free = settings(*FREE, "simulation.compute.step_seconds=0", "simulation.compute.block_seconds=0", "simulation.compute.memory_factor=0")
+    free = settings(
+        *FREE,
+        "simulation.compute.step_seconds=0",
+        "simulation.compute.block_seconds=0",
+        "simulation.compute.memory_factor=0",
+    )
     values = simulated(config, "--device", "cuda", "--scaling", "strong", "--workers", "1,4,64,128", *free)
     dense = [point["parts"]["dense"] + point["parts"]["straggler"] for point in values["points"]]
     assert dense[1] == pytest.approx(dense[0] / 4)
