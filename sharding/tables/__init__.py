@@ -2,6 +2,7 @@
 
 Files:
     apply_plan.py     shards tables by a plan, with optimizers fused into their backward pass
+    cached_rows.py    writes of single rows, also where a GPU caches them
     communication.py  rows and gradients as 16-bit numbers between ranks
     fused.py          fbgemm's tables, and the number of updates for their bias correction
     gradient_norm.py  the norm of the gradient of table rows over all ranks

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
 TABLE_OWNERS = ("embeddings", "embedding_bags")  # the modules of TorchRec's collections that hold tables
 
@@ -37,3 +38,20 @@ def table_of(parameter: str, tables: Collection[str]) -> str | None:
     """
     *_, owner, table, last = ("", "", *parameter.split("."))
     return table if last == "weight" and owner in TABLE_OWNERS and table in tables else None
+
+
+def table_weights(sharded_model: nn.Module, table: str) -> dict[str, Tensor | ShardedTensor]:
+    """Return the weights of a table by the name of their parameter, as the state dict has them. Empty if there is no such table.
+
+    They are not read from the state dict itself, because TorchRec makes GPUs write all cached rows back before it builds one.
+    """
+    weights: dict[str, Tensor | ShardedTensor] = {
+        name: weight for name, weight in sharded_model.named_parameters() if table_of(name, (table,))
+    }
+    module = sharded_model.module if isinstance(sharded_model, DistributedModelParallel) else sharded_model
+    for path, collection in module.named_modules():
+        sharded = getattr(collection, "_model_parallel_name_to_sharded_tensor", {})
+        if table in sharded:
+            (name,) = (name for name in weights if name.startswith(f"{path}."))
+            weights[name] = sharded[table]
+    return weights

@@ -87,6 +87,14 @@ class Optimizers:
         # A fused optimizer reads its rate on this call, before the backward pass that applies it.
         self.fused.zero_grad()
 
+    def slots_of(self, parameter: str) -> Mapping[str, Any]:
+        """Return the state of a parameter by name, as the optimizer holds it. Empty if it has none, or none yet."""
+        for optimizer in (self.fused, *self.tables, self.dense):
+            if parameter in optimizer.params:
+                slots: Mapping[str, Any] = optimizer.state.get(optimizer.params[parameter], {})
+                return slots
+        return {}
+
     def count_lookups(self) -> None:
         """Set the counters of fused optimizers to the number of updates so far. Call it before the look-up of a step."""
         set_num_updates(self._fused_tables, int(self.num_updates.numpy()))  # of the CPU

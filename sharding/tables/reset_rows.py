@@ -1,15 +1,17 @@
 """Resets rows of a table to their initial state on all ranks: initial weights, and zero optimizer state.
 
 A row that passes from one id to another must keep neither weights nor optimizer state. The new weights depend on (seed, table,
-row, generation) alone, so they are the same under every plan, and differ between generations.
+row, generation) alone, so they are the same under every plan, and differ between generations. Only these rows are written, also
+where a GPU caches rows of host memory (sharding/tables/cached_rows.py).
 """
 
 import torch
 from torch import Tensor, nn
 
+from sharding.tables.cached_rows import write_rows
 from sharding.tables.fused import fused_tables
 from sharding.tables.initialize import initial_weights
-from sharding.tables.local_shards import LocalShard, local_shards, table_of
+from sharding.tables.local_shards import LocalShard, local_shards, table_weights
 from sharding.tables.optimizers import Optimizers
 
 
@@ -39,33 +41,23 @@ def reset_rows(
     """
     if not rows.numel():
         return
-    weights = {name: value for name, value in sharded_model.state_dict().items() if table_of(name, (table,))}
+    weights = table_weights(sharded_model, table)
     if not weights:
         raise KeyError(f"no table {table} among the module's parameters")
-    states = optimizers.combined.state_dict()["state"]
+    fused = fused_tables(sharded_model)
     for name, value in weights.items():
         for shard in local_shards(value):
             here = _rows_in(shard, rows)
             columns = range(shard.first_column, shard.first_column + shard.tensor.shape[1])
             fresh = initial_weights(seed, table, rows[here], generations[here], columns, value.shape[1], std)
-            shard.tensor[_local(shard, rows[here])] = fresh.to(shard.tensor)
-        for slot in states.get(name, {}).values():
+            write_rows(fused, shard.tensor, rows[here] - shard.first_row, fresh)
+        for slot in optimizers.slots_of(name).values():
             if slot.dim() > 0:
                 for shard in local_shards(slot):
-                    shard.tensor[_local(shard, rows[_rows_in(shard, rows)])] = 0
-    _forget_cached_rows(sharded_model)
-
-
-def _forget_cached_rows(sharded_model: nn.Module) -> None:
-    """Make GPUs that cache rows of host memory read them again. The state dict has already written their caches back."""
-    for table in fused_tables(sharded_model):
-        table.reset_cache_states()
+                    here = _rows_in(shard, rows)
+                    zeros = torch.zeros((int(here.sum()), *shard.tensor.shape[1:]))
+                    write_rows((), shard.tensor, rows[here] - shard.first_row, zeros)
 
 
 def _rows_in(shard: LocalShard, rows: Tensor) -> Tensor:
     return (rows >= shard.first_row) & (rows < shard.first_row + shard.tensor.shape[0])
-
-
-def _local(shard: LocalShard, rows: Tensor) -> Tensor:
-    """Return the places of global row numbers in the shard, on its device."""
-    return (rows - shard.first_row).to(shard.tensor.device)

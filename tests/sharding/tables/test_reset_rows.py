@@ -1,14 +1,18 @@
 """Rows reset under every plan equal rows reset by hand in a plain table: in weights, and in what the optimizer does next."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from sharding.config import TableConfig
 from sharding.tables.fused import fused_tables
 from sharding.tables.initialize import initial_weights, initialize_tables
+from sharding.tables.local_shards import local_shards, table_of, table_weights
 from sharding.tables.optimizers import Optimizers, table_optimizer
 from sharding.tables.reset_rows import reset_rows
 from sharding.world import World
+from tests.sharding.tables.caches import UNTOUCHED, cache_slots, give_cache
 from tests.sharding.tables.lookups import DIM, Lookup, ids_of, placed_lookup, step_of, whole_table
 
 SEED, STEPS = 7, 6
@@ -129,18 +133,66 @@ def test_a_table_that_does_not_exist_is_refused(rank_pool):
         rank_pool.run(1, reset_another_table)
 
 
-def caches_forgotten(world: World) -> int:
-    """Return the number of a module's fused tables that forgot their cached rows after a reset."""
-    forgotten = []
-    _, sharded_model, plan = placed_lookup(world, config_of("row_wise", "sgd"), SEED)
-    optimizers = Optimizers(
-        sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config_of("row_wise", "sgd")}, plan
-    )
+def flushes_of_a_reset(world: World, sharding: str) -> list[str]:
+    """Return the calls by which a reset of rows makes fbgemm copy or drop whole caches."""
+    calls: list[str] = []
+    config = config_of(sharding, "adagrad")
+    _, sharded_model, plan = placed_lookup(world, config, SEED)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
     for table in fused_tables(sharded_model):
-        table.reset_cache_states = lambda: forgotten.append(1)  # type: ignore[method-assign]
-    reset_rows(sharded_model, optimizers, "item", torch.tensor([1]), torch.tensor([1]), SEED, 1.0)
-    return len(forgotten)
+        table.flush = lambda: calls.append("flush")  # type: ignore[method-assign]
+        table.reset_cache_states = lambda: calls.append("reset_cache_states")  # type: ignore[method-assign]
+    sharded_model.state_dict()
+    assert "flush" in calls, "TorchRec flushes a cache elsewhere than where this test looks"
+    calls.clear()
+    reset_rows(sharded_model, optimizers, "item", torch.tensor([1, 30]), torch.tensor([1, 2]), SEED, 1.0)
+    return calls
 
 
-def test_gpus_forget_cached_rows_of_a_table_that_was_reset(rank_pool):
-    assert rank_pool.run(1, caches_forgotten) == [1]
+@pytest.mark.parametrize("sharding", ["row_wise", "column_wise"])
+def test_a_reset_flushes_no_cache(rank_pool, sharding):
+    assert rank_pool.run(2, flushes_of_a_reset, sharding) == [[], []]
+
+
+def cached_reset(world: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reset rows 1, 5 and 30 while a cache holds rows 30, 2 and 5. Return table, cache, and the weights of the plain table."""
+    config = config_of("row_wise", "adagrad")
+    _, sharded_model, plan = placed_lookup(world, config, SEED)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
+    (table,) = fused_tables(sharded_model)
+    cache = give_cache(table, torch.tensor([30, -1, 2, 5]), DIM)
+    rows = torch.tensor([1, 5, 30])
+    with mock.patch("sharding.tables.cached_rows.slots_of", cache_slots):
+        reset_rows(sharded_model, optimizers, "item", rows, torch.tensor([1, 2, 3]), SEED, config.init_std)
+    expected = initial_weights(SEED, "item", rows, torch.tensor([1, 2, 3]), range(DIM), DIM, config.init_std).float()
+    (weights,) = table_weights(sharded_model, "item").values()  # the state dict would flush the cache, which no CPU can
+    (shard,) = local_shards(weights)
+    return shard.tensor[rows].detach().clone(), cache, expected
+
+
+def test_rows_are_reset_in_the_table_and_in_its_cache(rank_pool):
+    table, cache, expected = rank_pool.run(1, cached_reset)[0]
+    assert torch.equal(table, expected)
+    assert torch.equal(cache[3], expected[1])
+    assert torch.equal(cache[0], expected[2])
+    assert torch.equal(cache[1:3], torch.full((2, DIM), UNTOUCHED))
+
+
+def weights_and_state(world: World, sharding: str) -> bool:
+    """Return whether the weights that are found without the state dict are those of the state dict, in the same memory."""
+    _, sharded_model, _ = placed_lookup(world, config_of(sharding, "sgd"), SEED)
+    state = {name: value for name, value in sharded_model.state_dict().items() if table_of(name, ("item",))}
+    weights = table_weights(sharded_model, "item")
+    return state.keys() == weights.keys() and all(
+        parts_of(value) == parts_of(weights[name]) for name, value in state.items()
+    )
+
+
+def parts_of(value: torch.Tensor) -> list[tuple[int, torch.Size, int, int]]:
+    shards = local_shards(value)
+    return [(one.tensor.data_ptr(), one.tensor.shape, one.first_row, one.first_column) for one in shards]
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "column_wise", "data_parallel"])
+def test_weights_are_those_of_the_state_dict(rank_pool, sharding):
+    assert rank_pool.run(2, weights_and_state, sharding) == [True, True]
