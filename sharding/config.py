@@ -35,6 +35,8 @@ SUMMED_SPLITS = ROW_SPLITS | {"grid_shard"}
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 # Optimizers with updates that depend on the number of updates before: they correct moments that start at zero.
 COUNTING_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+# Optimizers that change neither a row nor its state if its gradient is zero, without weight decay.
+IDLE_AT_ZERO_OPTIMIZERS = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -16,6 +16,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sharding.config import COUNTING_OPTIMIZERS, TableConfig
 from sharding.plan import Plan
+from sharding.tables.conditional_updates import HostCounters, can_skip, set_back, step_where
 from sharding.tables.fused import fused_tables, set_num_updates
 from sharding.tables.local_shards import table_of
 
@@ -26,7 +27,8 @@ class Optimizers:
     The attribute `configs` has the settings of the tables. `dense_parameters` belong to no table; `copied_parameters` are
     tables with a copy on every rank. The gradients of both have to be summed over ranks before `step_dense`. Gradients of
     shards, fused or not, are already complete. `num_updates` is () float32 like that of torch's Adam, the number of updates.
-    `counting_tables` are those with fused optimizers that depend on it, the same on all ranks.
+    `counting_tables` are those with fused optimizers that depend on it, the same on all ranks. With `can_skip`, the same on all
+    ranks too, the device can leave out an update.
 
     Args:
         module: the sharded model.
@@ -68,6 +70,8 @@ class Optimizers:
             for name, table in plan.tables.items()
             if table.kernel != "dense" and name in tables and tables[name].optimizer in COUNTING_OPTIMIZERS
         )
+        self.can_skip = can_skip(tables, plan)
+        self._counters: HostCounters = []  # of an update that the host does not know to be applied
         self._fused_tables = fused_tables(module)
         _check_coverage(module, fused_names, [self.dense, *self.tables])
         self._schedule_tables = schedule_tables
@@ -105,6 +109,24 @@ class Optimizers:
         for optimizer in (self.dense, *self.tables):
             optimizer.step()
         self.zero_dense_grad()
+
+    def step_dense_where(self, applied: Tensor) -> None:
+        """Do the same where `applied`, () bool on the device, and change nothing otherwise. Needs `can_skip`.
+
+        Before the next update `confirm` has to count this one. All gradients, also those that fused tables received, are zero if
+        the step is not applied. `materialize_dense_state` was called before the first of these updates.
+        """
+        for optimizer in (self.dense, *self.tables):
+            self._counters += step_where(optimizer, applied)
+        self.zero_dense_grad()
+
+    def confirm(self, applied: bool) -> None:
+        """Count the last update of `step_dense_where`, now that the host knows whether it was applied."""
+        if applied:
+            self.num_updates += 1
+        else:
+            set_back(self._counters)
+        self._counters = []
 
     def zero_dense_grad(self) -> None:
         for optimizer in (self.dense, *self.tables):

@@ -1,6 +1,7 @@
 """Tables with dynamic ids in runs: equal to a trainer written by hand with dicts, on any number of workers, stopped or not."""
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from sharding.world import World
 from tests.support.dict_trainer import train_by_hand
 from tests.support.rank_pool import RankPool
 from tests.support.shared_runs import shared
+from tests.support.steps import observe_steps
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.keys import tensors_of
 from trainer.config.job import SILENT, Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.loop.build import build_model, load_checkpoint
+from trainer.loop.step_result import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 
@@ -197,30 +200,25 @@ def local_hash(tensors: dict[str, Any]) -> str:
 def train(world: World, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
     """Train, or until `stop_after` steps of this call; at steps `poisoned` the loss is not a number."""
     torch.set_num_threads(1)
-    asked: list[None] = []
-
-    def stop_requested() -> bool:
-        asked.append(None)
-        return stop_after is not None and len(asked) >= stop_after
-
-    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
+    asked = itertools.count(1)
+    channel = Channel(SILENT.send, lambda: stop_after is not None and next(asked) >= stop_after)
+    training = Training(job, world, channel)
     sizes = []
-    step: Callable[..., Any] = training.step
     model = training.built.model
     loss: Callable[..., torch.Tensor] = model.loss
 
-    def noted(batch: HistoryBatch, number: int, *rest: Any) -> Any:
+    def poison(batch: HistoryBatch, number: int) -> None:
         model.loss = (lambda *given: loss(*given) * float("nan")) if number in poisoned else loss  # type: ignore[method-assign]
-        result = step(batch, number, *rest)
+
+    def check(batch: HistoryBatch, number: int, result: StepResult) -> None:
         assert result.applied == (number not in poisoned)
         if training.built.tables["label"].lookup == "bags":  # each bag asks for its own rows
             assert any(bags.table == "label" for bags in batch.items.bags.values())
         else:
             assert len(set(batch.items.rows["label"].tolist())) == batch.items.rows["label"].numel()
         sizes.append(training.built.dynamic.states["label"].entries.num_bytes)
-        return result
 
-    training.step = noted  # type: ignore[assignment]
+    observe_steps(training, check, poison)
     training.run()
     tensors = everything(training)
     every = whole(tensors, world)

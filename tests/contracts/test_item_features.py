@@ -12,6 +12,7 @@ from cluster.config.run_config import check_config, job_of
 from cluster.data.prepare import prepare
 from sharding.world import World
 from tests.support.rank_pool import RankPool
+from tests.support.steps import observe_steps
 from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -77,14 +78,7 @@ def train_and_test(world: World, job: Job) -> tuple[float, dict[str, float], lis
     """(last loss, metrics of the test split, best items of the first user)."""
     training = Training(job, world, SILENT)
     losses = []
-    step = training.step
-
-    def noted(*arguments: Any) -> Any:
-        result = step(*arguments)
-        losses.append(result.loss)
-        return result
-
-    training.step = noted  # type: ignore[assignment]
+    observe_steps(training, lambda batch, number, result: losses.append(result.loss))
     training.run()
     model, catalogue = training.built.model, training.built.catalogue
     evaluator = make_evaluator(

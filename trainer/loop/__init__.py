@@ -23,6 +23,7 @@ Files:
     state.py              state that the loop carries from step to step
     step.py               one step: look-up, forward, backward, agreement, update
     step_clock.py         time per part of a step
+    step_result.py        result of a step, computed by the host and by the device
     stragglers.py         a rank that is much slower than the others
     timetable.py          protocol of epochs and days: where to start, what is due when
     timetables.py         choice of the timetable

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import devices
 from models.features.catalogue import Catalogue
 from models.ranking.config import RankingConfig
 from models.tables import TableSpec
@@ -213,6 +214,9 @@ def build_step(
     job: Job, built: Built, optimizers: Optimizers, ema: WeightEma | None, world: World, clock: StepClock
 ) -> TrainStep:
     """Return the step of a training, which trains the built model. Collective."""
+    later = reads_later(optimizers, world)
+    if later:
+        optimizers.materialize_dense_state()
     return TrainStep(
         built.model,
         optimizers,
@@ -226,4 +230,13 @@ def build_step(
         job.config.train.precision,
         job.config.train.tf32,
         None if job.config.train.clip_norm is None else world.on_cpu(),
+        later,
     )
+
+
+def reads_later(optimizers: Optimizers, world: World) -> bool:
+    """Return whether the host reads the result of a step after the next one was queued. Results do not depend on it.
+
+    A CPU would gain nothing: it computes what it queues at once.
+    """
+    return optimizers.can_skip and not devices.is_host(world.device)

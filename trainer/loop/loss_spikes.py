@@ -15,7 +15,7 @@ from trainer.config.guards import LossSpikesConfig
 from trainer.errors import LossSpikeError
 from trainer.loop.progress import Messages
 from trainer.loop.state import State
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 
 NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 LEAST_SHARE = 0.01  # of the median: the smallest scale, for losses that hardly change

@@ -5,7 +5,7 @@ from trainer.config.job import Job
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError
 from trainer.loop.progress import Messages
 from trainer.loop.state import State
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 
 
 def check_step(result: StepResult, state: State, job: Job, messages: Messages) -> None:

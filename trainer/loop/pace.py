@@ -2,7 +2,7 @@
 
 import time
 
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 
 SEND_EVERY_SECONDS = 0.5
 

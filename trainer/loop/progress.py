@@ -13,10 +13,9 @@ from trainer.checkpoint.background import Saved
 from trainer.config.job import Channel, Job
 from trainer.data.stream.shares import Step
 from trainer.errors import first_line
-from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.loop.pace import Pace
 from trainer.loop.state import State
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 from trainer.loop.stragglers import Stragglers
 from trainer.loop.timetable import Timetable
 from trainer.loop.trackers import Trackers
@@ -134,23 +133,29 @@ class TrainingProgress:
         if self._log is not None:
             self._log.write(step, "skipped", {"reason": skipped, "row_ids": rows})
 
-    def after_step(self, item: Step[Any], result: StepResult, state: State, dynamic: DynamicTables) -> None:
+    def has_line(self, step: int) -> bool:
+        """Return whether this rank writes a line of training after `step` steps."""
+        return self._log is not None and (
+            step % self._job.config.train.log_every_steps == 0 or step == self._total_steps
+        )
+
+    def after_step(self, item: Step[Any], result: StepResult, state: State, ids: dict[str, float]) -> None:
         """Report a step.
 
         Args:
             item: What this rank trained.
             result: The result of the step.
             state: The state after it.
-            dynamic: The tables with dynamic ids; their counts since the last line are logged.
+            ids: The counts of tables with dynamic ids since the last line, if the step has a line.
         """
         if self._log is None:
             return
         speed = self._pace.count(state.step, result, self._total_steps)
-        if state.step % self._job.config.train.log_every_steps == 0 or state.step == self._total_steps:
+        if self.has_line(state.step):
             values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
-            self._log.write(state.step, "train", {**values, **dynamic.report()})
+            self._log.write(state.step, "train", {**values, **ids})
         if (made := self._messages.validations_made()) > self._validations:
             self._validations = made
             self.log_validations(state.step)

@@ -48,12 +48,14 @@ class State:
     recent_losses: tuple[float, ...] = ()
     """Losses of the last applied steps, for the detection of spikes. Empty without it."""
 
-    def after_step(self, position: Position, trained: bool) -> "State":
-        """Return the state after one more step, which ended at `position`. trained: it was not skipped."""
+    def moved_to(self, position: Position) -> "State":
+        """Return the state after one more step was started, which ended at `position`."""
+        return replace(self, step=self.step + 1, position=position)
+
+    def after_result(self, trained: bool) -> "State":
+        """Return the state now that the result of the last step is known. trained: it was not skipped."""
         return replace(
             self,
-            step=self.step + 1,
-            position=position,
             skipped_steps=self.skipped_steps + (not trained),
             skipped_in_a_row=0 if trained else self.skipped_in_a_row + 1,
         )

@@ -7,16 +7,20 @@ them at once. The sums of dense gradients are needed after that, or before it if
 applied nowhere, and the gradient is that of the global batch: sums over ranks, divided once by the global number of targets.
 Clipping uses the norm of that whole gradient, before any part of it is applied.
 
-The device computes all of this, the norm and the divisor included. The host reads the result once in a step, by an asynchronous
-copy into pinned memory, and waits for nothing else. It cannot read the result a step later: a fused optimizer with moments changes
-rows even if their gradient is zero, so only the host can leave out the update of a step that is not finite.
+The device computes all of this, the norm and the divisor included. An asynchronous copy brings the numbers to the host, which reads
+them at one of two times, with the same results:
+
+- At once, before the update. The host waits for its device, and leaves out the update of a step that must not be applied.
+- With `reads_later`, after the next step was queued. The device leaves out the update (sharding/tables/conditional_updates.py), and
+  the host never waits. What only the host does, the moving average and counters, it does before the next update is queued.
+  Fused optimizers with moments or weight decay do not allow this.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,55 +38,26 @@ from trainer.fault_points import reach
 from trainer.loop.host_copy import HostCopy
 from trainer.loop.products import tf32_products
 from trainer.loop.step_clock import StepClock
+from trainer.loop.step_result import NUM_TARGETS, StepResult, is_applied, result_of
 from trainer.optim.ema import WeightEma
 from trainer.optim.gradient_buckets import GradientBuckets, gradient_of
 from trainer.tasks.task import Batch, Model
 
 T = TypeVar("T")
-NUM_TARGETS = 2  # place of the number of targets among the facts of a step
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """The result of a step, the same on every rank."""
+class StartedStep:
+    """A step that is queued. Its result is known, or on its way to the host."""
 
-    loss: float
-    """Mean over the global targets; nan if there are none."""
-    num_targets: int
-    """Targets of the global batch."""
-    num_events: int
-    """Input events of all ranks."""
-    most_events: int
-    """Input events of the rank with most."""
-    finite: bool
-    """True if loss, gradients and weights are finite on all ranks."""
-    stop_requested: bool
-    """True if the first rank was asked to stop."""
-    save_requested: bool = False
-    """True if the first rank was asked for a checkpoint at once."""
-    grad_norm: float | None = None
-    """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
-    broken: tuple[str, ...] = ()
-    """Tables, and "" for the dense weights, that were not finite before the step on any rank. No later update can repair them."""
-    rank_events: tuple[float, ...] = field(default=(), compare=False)
-    """Input events of each rank."""
-    rank_seconds: tuple[float, ...] = field(default=(), compare=False)
-    """Seconds that each rank worked alone in an earlier step (trainer/loop/step_clock.py)."""
-
-    spiked: bool = False
-    """True if the loss is above the limit of this step."""
-
-    @property
-    def applied(self) -> bool:
-        """True if weights were updated."""
-        return self.finite and self.num_targets > 0 and not self.spiked
-
-    @property
-    def skipped(self) -> str | None:
-        """The reason why the step is skipped, or None."""
-        if not self.finite:
-            return "not finite"
-        return "loss spike" if self.spiked else None
+    result: StepResult | None
+    """The result, if it was read at once."""
+    numbers: HostCopy
+    """The numbers of the result, and with `reads_later` whether the device applies the step."""
+    names: tuple[str, ...]
+    """The tables, and "" for the dense weights, in the order of the numbers."""
+    loss_limit: float
+    """The loss above which the step is not applied."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +88,8 @@ class TrainStep:
     """Products of the dense part are computed in TF32 on GPUs."""
     host_world: World | None = None
     """All ranks, for collectives of CPU tensors; clipping needs them unless the ranks' devices are CPUs."""
+    reads_later: bool = False
+    """The host reads the result after the next step was queued."""
 
     def __call__(
         self,
@@ -123,7 +100,19 @@ class TrainStep:
         save_requested: bool = False,
         loss_limit: float = math.inf,
     ) -> StepResult:
-        """Train on this rank's share of a global batch. Collective.
+        """Train on this rank's share of a global batch, and return the result. Collective. Arguments as in `start`."""
+        return self.finish(self.start(batch, step, rate_factor, stop_requested, save_requested, lambda: loss_limit))
+
+    def start(
+        self,
+        batch: Batch,
+        step: int,
+        rate_factor: float,
+        stop_requested: bool,
+        save_requested: bool,
+        loss_limit: Callable[[], float],
+    ) -> StartedStep:
+        """Train on this rank's share of a global batch. `finish` has to follow, before the next update. Collective.
 
         Args:
             batch: The share, on the CPU.
@@ -131,7 +120,8 @@ class TrainStep:
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
             save_requested: True if this rank was asked for a checkpoint at once.
-            loss_limit: The loss above which the step is not applied; the same on all ranks.
+            loss_limit: Returns the loss above which the step is not applied, the same on all ranks. It is called once, after the
+                forward and backward pass are queued and before the update is. There the step before may be finished.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -149,30 +139,74 @@ class TrainStep:
         gradients = {table: gradient_of(leaf) for table, leaf in boundary.items()}
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
-        facts = self._facts(loss_sum, list(gradients.values()), weights, batch, (stop_requested, save_requested))
-        divisor = facts[NUM_TARGETS]
+        numbers = self._numbers(loss_sum, list(gradients.values()), weights, batch, (stop_requested, save_requested))
+        divisor = numbers[NUM_TARGETS]
         if self.clip_norm is not None:
             norm = self._norm(self.dense_sums.wait(), (batch.items, host_items), gradients) / divisor
-            facts = torch.cat((facts, norm[None]))
+            numbers = torch.cat((numbers, norm[None]))
             divisor = divisor * (norm / self.clip_norm).clamp(min=1.0)
-        # The only wait of a step: the host needs these numbers to decide whether to apply it.
-        result = self._result(HostCopy(facts).wait(), sorted(weights), loss_limit)
+        limit = loss_limit()
+        applied = None
+        if self.reads_later:
+            applied = is_applied(numbers, self.world.world_size, limit, self.clip_norm is not None)
+            numbers = torch.cat((numbers, applied[None].double()))
+        started = StartedStep(None, HostCopy(numbers), tuple(sorted(weights)), limit)
+        if applied is None:
+            # The only wait of a step: the host needs these numbers to decide whether to apply it.
+            started = replace(started, result=self._result(started))
         self.clock.mark()
-        if result.applied:
-            reach("backward", self.world.rank, step)
-            torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
-            self._set_summed_gradient(divisor)
-            reach("optimizer", self.world.rank, step)
-            self.optimizers.step_dense()
-            self._update_statistics()
-            if self.ema is not None:
-                self.ema.update()
+        if started.result is None or started.result.applied:
+            self._update(rows, gradients, divisor, applied, step)
         else:
             self.dense_sums.wait()
             self.optimizers.zero_dense_grad()
             running_statistics.forget(self.model)
         self.clock.mark()
+        return started
+
+    def finish(self, started: StartedStep) -> StepResult:
+        """Return the result of a step, and do what only the host can do after it. Steps are finished in their order."""
+        if started.result is not None:
+            return started.result
+        result = self._result(started)
+        self.optimizers.confirm(result.applied)
+        if result.applied:
+            self._update_ema()
         return result
+
+    def _update(
+        self,
+        rows: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        divisor: Tensor,
+        applied: Tensor | None,
+        step: int,
+    ) -> None:
+        """Update everything that is trained. Collective.
+
+        Args:
+            rows: The rows of the look-up, with their graph.
+            gradients: The gradients of the rows, of the sum of losses.
+            divisor: () float64, what gradients are divided by.
+            applied: () bool on the device: where it is False nothing changes. None: the host knows that the step is applied.
+            step: The number of the step.
+        """
+        reach("backward", self.world.rank, step)
+        divided = [_where(applied, gradient / divisor) for gradient in gradients.values()]
+        torch.autograd.backward(list(rows.values()), divided)
+        self._set_summed_gradient(divisor, applied)
+        reach("optimizer", self.world.rank, step)
+        if applied is not None:
+            self.optimizers.step_dense_where(applied)
+            self._update_statistics(applied)
+            return
+        self.optimizers.step_dense()
+        self._update_statistics(applied)
+        self._update_ema()
+
+    def _update_ema(self) -> None:
+        if self.ema is not None:
+            self.ema.update()
 
     def _differentiate(self, boundary: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return this rank's sum of losses, float64. Starts the sums of dense gradients over ranks. Collective.
@@ -191,16 +225,18 @@ class TrainStep:
                 total += loss.detach()
         return total
 
-    def _update_statistics(self) -> None:
+    def _update_statistics(self, applied: Tensor | None) -> None:
         """Update running statistics of the model with this batch of all ranks. Collective if the model has any."""
         counted = running_statistics.sums_of(self.model)
         if counted.numel():
-            running_statistics.update(self.model, self.world.sum(counted))
+            # Sums of zero entries change nothing.
+            running_statistics.update(self.model, _where(applied, self.world.sum(counted)))
 
-    def _set_summed_gradient(self, divisor: Tensor) -> None:
+    def _set_summed_gradient(self, divisor: Tensor, applied: Tensor | None) -> None:
         """Set the gradient of dense weights and copied tables: the sum over ranks, divided by `divisor`, float64 (). Collective."""
         dense = self.dense_sums.wait()
         dense /= divisor
+        dense = _where(applied, dense)
         _set_gradient(self.optimizers.dense_parameters, dense)
         if self.optimizers.copied_parameters:
             # Copied tables received their gradient just now, already divided.
@@ -227,7 +263,16 @@ class TrainStep:
         # Ranks may round the same sum differently. Copies of dense weights stay equal only if all ranks scale by the same number.
         return self.world.from_first(square).sqrt()
 
-    def _facts(
+    def _result(self, started: StartedStep) -> StepResult:
+        """Wait for the numbers of a step, and return its result."""
+        numbers = started.numbers.wait()
+        applied = bool(numbers.pop()) if self.reads_later else None
+        clips = self.clip_norm is not None
+        result = result_of(numbers, started.names, self.world.world_size, started.loss_limit, clips)
+        assert applied in (None, result.applied), "host and device disagree on whether a step is applied"
+        return result
+
+    def _numbers(
         self,
         loss_sum: Tensor,
         gradients: list[Tensor],
@@ -235,7 +280,7 @@ class TrainStep:
         batch: Batch,
         requests: tuple[bool, bool],
     ) -> Tensor:
-        """Return the facts of the step, summed over ranks, for `_result`. Collective. requests: to stop, and to save."""
+        """Return the numbers of the result, summed over ranks. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), self.dense_sums.finite(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
@@ -246,41 +291,8 @@ class TrainStep:
         counts = torch.tensor([batch.num_targets, *requests, *events, *own_seconds], dtype=torch.float64)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in sorted(weights)])
         of_device = torch.stack((loss_sum, broken.double()))
-        facts = torch.cat((of_device, devices.from_host(counts, loss_sum.device), broken_weights.double()))
-        return self.world.sum(facts)
-
-    def _result(self, numbers: list[float], names: list[str], loss_limit: float) -> StepResult:
-        """Return the result of the step.
-
-        Args:
-            numbers: The facts of the step, and with clipping the norm of the gradient.
-            names: The tables, and "" for the dense weights, in the order of the facts.
-            loss_limit: The loss above which the step is not applied.
-        """
-        norm = numbers.pop() if self.clip_norm is not None else None
-        total, num_broken, num_targets, stops, saves, *others = numbers
-        size = self.world.world_size
-        events = others[:size]
-        own_seconds = others[size : 2 * size]
-        of_weights = others[2 * size :]
-        result = StepResult(
-            loss=total / num_targets if num_targets else float("nan"),
-            num_targets=int(num_targets),
-            num_events=int(sum(events)),
-            most_events=int(max(events)),
-            finite=num_broken == 0 and not any(of_weights),
-            stop_requested=stops > 0,
-            save_requested=saves > 0,
-            rank_events=tuple(events),
-            rank_seconds=tuple(own_seconds),
-            broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
-        )
-        # All ranks received the same numbers, so their decisions are equal.
-        result = replace(result, spiked=result.finite and result.loss > loss_limit)
-        if norm is None or not result.applied:
-            return result
-        # Numbers that are finite on every rank may have no finite sum.
-        return replace(result, grad_norm=norm, finite=math.isfinite(norm))
+        numbers = torch.cat((of_device, devices.from_host(counts, loss_sum.device), broken_weights.double()))
+        return self.world.sum(numbers)
 
 
 def _with_last(parts: Iterable[T]) -> Iterator[tuple[T, bool]]:
@@ -304,6 +316,11 @@ def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 def _set_gradient(parameters: list[nn.Parameter], flat: Tensor) -> None:
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
+
+
+def _where(applied: Tensor | None, values: Tensor) -> Tensor:
+    """Return the values, or zeros if the step is not applied."""
+    return values if applied is None else torch.where(applied, values, 0.0)
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

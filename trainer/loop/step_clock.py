@@ -29,19 +29,16 @@ class StepClock:
     own_seconds: float = 0.0
     """Time of the last collected step that this rank worked alone: the wait for its data, and the dense part."""
     _data: float = 0.0
-    _data_before: float = 0.0
-    _marks: list[Mark] = field(default_factory=list)
-    _before: list[Mark] = field(default_factory=list)
+    _steps: list[tuple[float, list[Mark]]] = field(default_factory=list)  # not collected: wait for data, and marks
 
     def waited(self, seconds: float) -> None:
         """Note for how long the next step waited for its data."""
-        self._data_before, self._data = self._data, seconds
+        self._data = seconds
         self.data_seconds += seconds
 
     def start(self) -> None:
         """Mark the beginning of a step."""
-        self._before = self._marks
-        self._marks = []
+        self._steps.append((self._data, []))
         self.mark()
 
     def mark(self) -> None:
@@ -49,20 +46,24 @@ class StepClock:
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self._marks.append(event)
+            self._steps[-1][1].append(event)
         else:
-            self._marks.append(time.perf_counter())
+            self._steps[-1][1].append(time.perf_counter())
 
-    def collect(self) -> None:
-        """Add the previous step. A GPU has finished its work by now, because the ranks have agreed on the present step since."""
-        if len(self._before) == len(PARTS) + 1:
+    def collect(self, num_later: int = 0) -> None:
+        """Add the steps before the one of which the ranks know the result. A GPU has finished their work by now.
+
+        num_later: Steps that have started after that one.
+        """
+        while len(self._steps) > num_later + 1:
+            data, marks = self._steps.pop(0)
+            if len(marks) < len(PARTS) + 1:
+                continue
             self.num_steps += 1
-            seconds = {
-                part: _seconds(begin, end) for part, (begin, end) in zip(PARTS, pairwise(self._before), strict=True)
-            }
+            seconds = {part: _seconds(begin, end) for part, (begin, end) in zip(PARTS, pairwise(marks), strict=True)}
             for part, one in seconds.items():
                 self.totals[part] += one
-            self.own_seconds = self._data_before + seconds["dense"]
+            self.own_seconds = data + seconds["dense"]
 
     def means(self) -> dict[str, float]:
         """Return the mean seconds of a step by part; zeros before there is a whole step."""

@@ -5,7 +5,7 @@ All ranks run it in lockstep. Only the first rank writes logs and sends messages
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,12 +28,24 @@ from trainer.loop.nonfinite import check_step
 from trainer.loop.profiling import StepProfiler
 from trainer.loop.progress import Messages, TrainingProgress
 from trainer.loop.rank_measures import RankMeasures, record_peak
-from trainer.loop.step import StepResult
+from trainer.loop.step import StartedStep
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
 from trainer.loop.trackers import check_trackers
 from trainer.optim.schedule import rate_factor
 from trainer.tasks.ranking.daily_training import read_days
+
+
+@dataclass(frozen=True)
+class Started:
+    """A step of which the result is not known to the loop yet."""
+
+    item: Step[Any]
+    """What this rank trained."""
+    step: StartedStep
+    """The step."""
+    ids: dict[str, float]
+    """The counts of tables with dynamic ids since the last line of training, if the step has one."""
 
 
 class Training:
@@ -87,6 +99,9 @@ class Training:
         self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
+        self._started: Started | None = None
+        self._stop_requested = False
+        self._save_requested = False
         self.messages.lap("data")
 
     def run(self) -> Outcome:
@@ -114,8 +129,7 @@ class Training:
             reach("data", self.world.rank, self.state.step)
             self.clock.waited(time.monotonic() - asked)
             self._note("step")
-            result = self._train(item)
-            self.progress.after_step(item, result, self.state, self.built.dynamic)
+            self._train(item)
             saved = self.checkpoints.collect()
             self.progress.report_saved(saved)
             self.measures.saved(saved)
@@ -127,6 +141,11 @@ class Training:
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
             is_due = validates and self.evaluations.are_concurrent
+            every_steps = self.job.config.checkpoint.every_steps
+            saves = every_steps is not None and self.state.step % every_steps == 0
+            saves = saves or validates or due.next_day
+            if saves or self._stop_requested or self._save_requested:
+                self._finish_step()
             if (validates and not is_due) or due.next_day:
                 self._note("evaluation")
                 reach("evaluation", self.world.rank, self.state.step)
@@ -136,14 +155,12 @@ class Training:
             if due.next_day:
                 self.evaluations.evaluate_next_day(self.state)
 
-            every_steps = self.job.config.checkpoint.every_steps
-            saves = every_steps is not None and self.state.step % every_steps == 0
-            at_once = is_last or result.stop_requested or result.save_requested
-            saves = saves or validates or due.next_day or at_once
-            if saves and saved_step != self.state.step:
+            at_once = is_last or self._stop_requested or self._save_requested
+            if (saves or at_once) and saved_step != self.state.step:
                 self._note("checkpoint")
                 self._save(must=at_once, is_due=is_due)
                 saved_step = self.state.step
+            self._save_requested = False
             self._note("data")
             asked = time.monotonic()
 
@@ -151,7 +168,7 @@ class Training:
                 return "finished"
             if out_of_patience(self.state, self.job.config.train.early_stopping):
                 return "early"
-            if result.stop_requested:
+            if self._stop_requested:
                 return "stopped"
         return "finished"
 
@@ -160,26 +177,50 @@ class Training:
         examples = self.stream.batches.examples.number_of(self.state.position)
         self.messages.note(phase, self.state.step, examples)
 
-    def _train(self, item: Step[Any]) -> StepResult:
-        """Train one step, and update the state."""
+    def _train(self, item: Step[Any]) -> None:
+        """Train one step, and update the state. The result is known afterwards, unless the step says that it is read later."""
         factor = rate_factor(self.state.step, self.total_steps, self.job.config.train)
         stop_requested = self.messages.stop_requested() or self.checkpoints.has_failed()
         # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers)
+        ids = self.built.dynamic.report() if self.progress.has_line(self.state.step + 1) else {}
         saves = self.messages.saves_requested()
-        limit = self.spikes.limit(self.state)
         save_requested = saves > self._saves
         counting = self.measures.counting(item.batch.layout.num_events)
         with counting, self.profiler.tracing(self.state.step):
-            result = self.step(batch, self.state.step, factor, stop_requested, save_requested, limit)
+            step = self.step.start(
+                batch, self.state.step, factor, stop_requested, save_requested, self._limit_after_last_step
+            )
         self._saves = saves
-        self.clock.collect()
-        self.state = self.state.after_step(item.after, trained=result.skipped is None)
-        self.progress.log_examples(self.state.step, item.batch.row_ids, result.skipped)
+        self.state = self.state.moved_to(item.after)
+        self._started = Started(item, step, ids)
+        if not self.step.reads_later:
+            self._finish_step()
+
+    def _limit_after_last_step(self) -> float:
+        """Finish the step before the one that is queued, and return the largest loss of the one that is."""
+        self._finish_step(num_later=1)
+        return self.spikes.limit(self.state)
+
+    def _finish_step(self, num_later: int = 0) -> None:
+        """Wait for the result of the step that was started last, and follow it. Collective. Does nothing if it is finished.
+
+        num_later: Steps that have started after it.
+        """
+        if self._started is None:
+            return
+        started = self._started
+        self._started = None
+        result = self.step.finish(started.step)
+        self.clock.collect(num_later)
+        self.state = self.state.after_result(trained=result.skipped is None)
+        self.progress.log_examples(self.state.step, started.item.batch.row_ids, result.skipped)
         check_step(result, self.state, self.job, self.messages)
         self.state = self.spikes.after(result, self.state)
-        return result
+        self.progress.after_step(started.item, result, self.state, started.ids)
+        self._stop_requested = self._stop_requested or result.stop_requested
+        self._save_requested = self._save_requested or result.save_requested
 
     def _save(self, must: bool, is_due: bool) -> None:
         """Save a checkpoint. Collective. must: wait until it is written. is_due: other workers validate it."""

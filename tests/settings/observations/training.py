@@ -14,6 +14,7 @@ from cluster.config.run_config import Config
 from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations.models import fill_by_name, model_of
+from tests.support.steps import observe_steps
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.job import SILENT, Channel, Job, Outcome
@@ -23,7 +24,7 @@ from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.loop.build import build_model, build_optimizers, load_for_evaluation
 from trainer.loop.days import DailyTimetable
 from trainer.loop.same_run import check_same_run
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 from trainer.placement.loads import demand_of
@@ -56,19 +57,16 @@ def trained(lab: Lab, config: Config) -> Trained:
     """Train to the end."""
     run = Trained(lab.job(config))
     training = training_of(lab, run.job, run.events)
-    step = training.step
     weight = dict(training.built.model.named_parameters()).get(WEIGHT, torch.zeros(()))
     run.weights.append(weight.detach().clone())
 
-    def recording(*arguments: Any) -> StepResult:
-        result = step(*arguments)
+    def record(batch: Any, number: int, result: StepResult) -> None:
         run.results.append(result)
         run.rates += {group["lr"] for group in training.optimizers.dense.param_groups}
         run.table_rates += {group["lr"] for group in training.optimizers.fused.param_groups}
         run.weights.append(weight.detach().clone())
-        return result
 
-    training.step = recording  # type: ignore[assignment]
+    observe_steps(training, record)
     run.outcome = training.run()
     run.state = training.built.state()
     return run

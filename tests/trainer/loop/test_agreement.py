@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
+from tests.support.steps import observe_steps
 from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
@@ -54,14 +55,7 @@ def test_ranks_that_agree_start(rank_pool: RankPool, tmp_path: Path) -> None:
 def random_states(world: World, job: Job) -> list[int]:
     """Return the seed from which each step of a training draws its dropout."""
     training, seeds = Training(job, world, SILENT), []
-    whole = training.step
-
-    def step(*arguments: Any) -> Any:
-        result = whole(*arguments)
-        seeds.append(torch.initial_seed())
-        return result
-
-    training.step = step  # type: ignore[assignment]
+    observe_steps(training, lambda batch, number, result: seeds.append(torch.initial_seed()))
     training.run()
     return seeds
 

@@ -15,7 +15,7 @@ from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
 from trainer.config.job import Job
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 
 STEPS = 3
 TABLE_RATE, DENSE_RATE = 0.5, 0.1  # as in job_with

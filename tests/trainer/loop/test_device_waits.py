@@ -15,7 +15,8 @@ from tests.support.trained_runs import lab_in
 from tests.trainer.loop.test_clipping import ASKED, WIDTHS, gradient_of
 from trainer.config.job import SILENT, Job
 from trainer.loop.host_copy import HostCopy
-from trainer.loop.step import StepResult, TrainStep
+from trainer.loop.step import StartedStep, TrainStep
+from trainer.loop.step_result import StepResult
 from trainer.loop.train import Training
 
 WARM = 2  # steps after which optimizers have their state
@@ -42,17 +43,24 @@ def lab(tmp_path_factory) -> Lab:
 def trained_steps(world: World, job: Job, on_a_gpu: bool) -> tuple[list[str], list[StepResult]]:
     """Train a job; return the waits of its steps, after the first ones, and the results of all."""
     training = Training(job, world, SILENT)
-    whole = TrainStep.__call__
+    whole = TrainStep.start
+    finish = TrainStep.finish
     waits: list[str] = []
     results: list[StepResult] = []
 
-    def step(self: TrainStep, batch: Any, number: int, *rest: Any) -> StepResult:
+    def start(self: TrainStep, batch: Any, number: int, *rest: Any) -> StartedStep:
         with recorded_waits() as waits_of_step:
-            results.append(whole(self, batch, number, *rest))
+            started = whole(self, batch, number, *rest)
         waits.extend(wait for wait in waits_of_step if number >= WARM and HOST_COUNTERS not in wait)
+        return started
+
+    def finished(self: TrainStep, started: StartedStep) -> StepResult:
+        with recorded_waits() as waits_of_end:
+            results.append(finish(self, started))
+        waits.extend(waits_of_end)
         return results[-1]
 
-    with mock.patch.object(TrainStep, "__call__", step):
+    with mock.patch.object(TrainStep, "start", start), mock.patch.object(TrainStep, "finish", finished):
         if not on_a_gpu:
             training.run()
             return waits, results
@@ -107,16 +115,16 @@ def test_a_small_step_launches_few_kernels(lab, rank_pool, name):
 def launches_of_steps(world: World, job: Job) -> list[int]:
     """Return the number of kernels that each step would launch on a GPU."""
     training = Training(job, world, SILENT)
-    whole = TrainStep.__call__
+    whole = TrainStep.start
     counts: list[int] = []
 
-    def step(self: TrainStep, *given: Any) -> StepResult:
-        results: list[StepResult] = []
+    def start(self: TrainStep, *given: Any) -> StartedStep:
+        started: list[StartedStep] = []
         with as_on_a_gpu():
-            counts.append(launches(lambda: results.append(whole(self, *given))))
-        return results[0]
+            counts.append(launches(lambda: started.append(whole(self, *given))))
+        return started[0]
 
-    with mock.patch.object(TrainStep, "__call__", step):
+    with mock.patch.object(TrainStep, "start", start):
         training.run()
     return counts
 
@@ -124,16 +132,16 @@ def launches_of_steps(world: World, job: Job) -> list[int]:
 def copies_of_steps(world: World, job: Job) -> list[int]:
     """Return the number of copies to the host that each step makes."""
     training = Training(job, world, SILENT)
-    whole = TrainStep.__call__
+    whole = TrainStep.start
     copies: list[int] = []
 
-    def step(self: TrainStep, *given: Any) -> StepResult:
+    def start(self: TrainStep, *given: Any) -> StartedStep:
         with mock.patch("trainer.loop.step.HostCopy", wraps=HostCopy) as copied:
-            result = whole(self, *given)
+            started = whole(self, *given)
         copies.append(copied.call_count)
-        return result
+        return started
 
-    with mock.patch.object(TrainStep, "__call__", step):
+    with mock.patch.object(TrainStep, "start", start):
         training.run()
     return copies
 

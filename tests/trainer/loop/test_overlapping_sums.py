@@ -13,7 +13,7 @@ from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import Rig, Skipped, State, equal, job_with, skip_none, skip_one_of
 from trainer.config.job import Job
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 from trainer.optim.gradient_buckets import GradientBuckets
 
 STEPS = 3

@@ -21,8 +21,9 @@ from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint.keys import tensors_of
 from trainer.config.job import Job
 from trainer.loop.build import Built, build_ema, build_model, build_optimizers, build_step
-from trainer.loop.step import StepResult, TrainStep
+from trainer.loop.step import TrainStep
 from trainer.loop.step_clock import StepClock
+from trainer.loop.step_result import StepResult
 
 NUM_ROWS = 30
 NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])

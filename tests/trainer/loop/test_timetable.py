@@ -66,9 +66,9 @@ def test_the_state_is_saved_and_restored() -> None:
 
 
 def test_non_finite_steps_are_counted_in_all_and_in_a_row() -> None:
-    state = TRAINED.after_step(Position(1, 32), trained=False)
+    state = TRAINED.moved_to(Position(1, 32)).after_result(trained=False)
     assert (state.step, state.position, state.skipped_steps, state.skipped_in_a_row) == (12, Position(1, 32), 3, 2)
-    state = state.after_step(Position(2, 0), trained=True)
+    state = state.moved_to(Position(2, 0)).after_result(trained=True)
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (13, 3, 0)
 
 

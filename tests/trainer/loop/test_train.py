@@ -15,7 +15,7 @@ from trainer.costing.matmul_peak import read_peak
 from trainer.loop.pace import Pace
 from trainer.loop.progress import next_save
 from trainer.loop.rank_measures import matmul_peak
-from trainer.loop.step import StepResult
+from trainer.loop.step_result import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 
