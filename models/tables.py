@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from models.features.bags import Bags, Pooling, concatenate_bags, empty_bags
 from models.features.request import ItemRequest
 
 NO_BAGS: Mapping[str, Bags] = {}
+
+
+class SentRequest(Protocol):
+    """A request to a sharded collection of tables that was sent to other ranks before the look-up."""
+
+    def looked_up(self) -> Any:
+        """Return what the collection returns for the request."""
+
+
+NOTHING_SENT: Mapping[str, SentRequest] = {}
 
 
 @dataclass(frozen=True)
@@ -65,25 +76,41 @@ class EmbeddingTables(nn.Module):
         """Return the collections of replicated tables, which every rank holds unchanged."""
         return [collection for name, collection in self.collections.items() if name.startswith("replicated")]
 
-    def forward(self, rows: Mapping[str, Tensor], bags: Mapping[str, Bags] = NO_BAGS) -> dict[str, Tensor]:
+    def requests(self, rows: Mapping[str, Tensor], bags: Mapping[str, Bags] = NO_BAGS) -> dict[str, KeyedJaggedTensor]:
+        """Return the requests of a look-up by name of the collection. Arguments as in `forward`."""
+        device = next((numbers.device for numbers in rows.values()), torch.device("cpu"))
+        return {
+            name: _bag_requests(tables, bags, device)
+            if tables[0].bags
+            else lookup_request({table.name: rows[table.name] for table in tables})
+            for name, tables in self._tables.items()
+        }
+
+    def forward(
+        self,
+        rows: Mapping[str, Tensor],
+        bags: Mapping[str, Bags] = NO_BAGS,
+        sent: Mapping[str, SentRequest] = NOTHING_SENT,
+    ) -> dict[str, Tensor]:
         """Look up rows and bags in all tables, also in those with an empty request.
 
         Args:
             rows: row numbers (R,) int64 by table.
             bags: bags by name.
+            sent: requests of this look-up that were sent before, by name of the collection: all, or none.
 
         Returns:
             The rows (R, dim) by table, and one vector per owner (M, dim) by name of the bags.
         """
         vectors = {}
-        device = next((numbers.device for numbers in rows.values()), torch.device("cpu"))
+        requests = {} if sent else self.requests(rows, bags)
         for name, collection in self.collections.items():
             tables = self._tables[name]
+            looked_up = sent[name].looked_up() if sent else collection(requests[name])
             if tables[0].bags:
-                vectors.update(_pooled(collection, tables, bags, device))
+                vectors.update(_by_bags(looked_up, tables, bags))
             else:
-                jagged = collection(lookup_request({table.name: rows[table.name] for table in tables}))
-                vectors.update({table.name: jagged[table.name].values() for table in tables})
+                vectors.update({table.name: looked_up[table.name].values() for table in tables})
         return vectors
 
 
@@ -95,12 +122,12 @@ class TableModel(nn.Module):
 
     tables: EmbeddingTables
 
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+    def look_up(self, request: ItemRequest, sent: Mapping[str, SentRequest] = NOTHING_SENT) -> dict[str, Tensor]:
         """Look up the rows (R, width) of a request by table, and its bags by name.
 
-        This is a collective operation once the tables are sharded.
+        This is a collective operation once the tables are sharded. `sent`: what was sent before of this request.
         """
-        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags)
+        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags, sent)
         return looked_up
 
 
@@ -124,18 +151,20 @@ def _bag_collection(specs: list[TableSpec], device: torch.device) -> EmbeddingBa
     return EmbeddingBagCollection(configs, device=device, is_weighted=specs[0].pooling == "mean")
 
 
-def _pooled(
-    collection: nn.Module, tables: tuple[TableSpec, ...], bags: Mapping[str, Bags], device: torch.device
-) -> dict[str, Tensor]:
-    """Return the vectors of the bags by name."""
+def _bag_requests(tables: tuple[TableSpec, ...], bags: Mapping[str, Bags], device: torch.device) -> KeyedJaggedTensor:
+    """Return the request for the bags of tables of one collection."""
     requested = {
         table: concatenate_bags([bags.get(name, empty_bags(table.name, table.pooling, device)) for name in table.bags])
         for table in tables
     }
-    # A row-wise sharded collection returns as many vectors as the rank with the most bags has.
-    pooled = collection(bag_request({table.name: given for table, given in requested.items()}))
+    return bag_request({table.name: given for table, given in requested.items()})
+
+
+def _by_bags(pooled: Any, tables: tuple[TableSpec, ...], bags: Mapping[str, Bags]) -> dict[str, Tensor]:
+    """Return the vectors of the bags by name."""
     by_name = {}
     for table in tables:
+        # A row-wise sharded collection returns as many vectors as the rank with the most bags has.
         # Access by key: the values of a KeyedTensor are in the order of the plan.
         vectors = pooled[table.name]
         first = 0

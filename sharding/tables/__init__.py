@@ -5,6 +5,7 @@ Files:
     cached_rows.py          writes of single rows, also where a GPU caches them
     communication.py        rows and gradients as 16-bit numbers between ranks
     conditional_updates.py  updates that the device leaves out if a step must not be applied
+    early_requests.py       requests that are sent before the look-up
     fused.py                fbgemm's tables, and the number of updates for their bias correction
     gradient_norm.py        the norm of the gradient of table rows over all ranks
     initialize.py           weights as a function of seed, table, row and column

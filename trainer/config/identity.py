@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "train.deal_by",  # only decides which worker trains an example
     "train.catalogue_workers",  # only decides where items are scored
     "train.max_nonfinite_steps",
+    "train.send_ids_early",  # only decides when ids are sent
     "tables.*.sharding",
     "tables.*.lookup",  # only decides where rows are summed
     "tables.*.kernel",

@@ -137,6 +137,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="precision of encoder and objective in training. bfloat16 applies to matrix products and attention "
         "(autocast). Weights, optimizer states, tables, sums of losses and evaluation stay in float32",
     )
+    send_ids_early: bool = Field(
+        False,
+        description="send the ids of the next batch to the workers that hold their rows while a step computes. Results do not "
+        "change. A request to stop or for a checkpoint is followed one step later",
+    )
     compiled_kernels: bool = Field(
         False,
         description="compute objectives, and causal attention by softmax or SiLU, on CPUs by kernels in C++, which each "

@@ -1,21 +1,22 @@
 """Tables with dynamic ids in a run: raw ids become rows between a batch and its look-up.
 
-Requests hold raw 64-bit ids of these tables. In training, `assign_rows` counts the global batch, updates the mappings and resets
-the rows that got another id. Evaluation only calls `rows_of`. Everything after that, including the model, knows rows only. The
-mappings themselves are in sharding.dynamic_ids.mapping. Each id belongs to one rank, and ranks ask each other for rows, so both
-methods are collective. All their exchanges use CPU tensors: they do not wait for a GPU.
+Requests hold raw 64-bit ids of these tables. In training, `assign_rows` counts the global batch and updates the mappings, and
+`reset` resets the rows that got another id. Evaluation only calls `rows_of`. Everything after that, including the model, knows
+rows only. The mappings themselves are in sharding.dynamic_ids.mapping. Each id belongs to one rank, and ranks ask each other for
+rows, so both methods are collective. All their exchanges use CPU tensors: they do not wait for a GPU.
 
 A use of an id is an event of the global batch with an item that has this id: each input event, and the last target of each history,
 which is the only event that is not an input. Other targets are inputs too and count once. Candidates and negatives are not uses. A
 value of an event is used by each input event, a value of a user by each history with events. In ranking, each impression is a use
 as well. So uses depend neither on the world size, since all ranks look up the same candidates, nor on the objective.
 
-Not thread-safe, and it must not run ahead: rows are assigned to batches when they are trained, in that order.
+Not thread-safe: rows are assigned to batches in the order of training. They may be assigned to the next batch while a step
+computes, unless a checkpoint or an evaluation follows it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -41,6 +42,18 @@ from trainer.data.dataset.features import MISSING
 Int64 = NDArray[np.int64]
 Owner = Literal["values", "events", "users", "candidates"]  # of a feature: where an ItemRequest has its values
 Find = Callable[[str, Int64], Int64]  # returns the rows of raw ids of a table
+
+
+@dataclass(frozen=True)
+class ChangedRows:
+    """Rows of a table that got another id."""
+
+    # name of the table.
+    table: str
+    # (R,) int64, the rows.
+    rows: Tensor
+    # (R,) int64, their new generations.
+    generations: Tensor
 
 
 class DynamicTables:
@@ -117,28 +130,33 @@ class DynamicTables:
                     values[owner][name] = replace(given, index=place[given.index])
         return replace(request, rows=rows, bags=bags, **values)  # type: ignore[arg-type]
 
-    def assign_rows(self, batch: HistoryBatch, sharded_model: nn.Module, optimizers: Optimizers) -> HistoryBatch:
-        """Update the mappings with the global batch, and return this rank's batch with rows instead of ids. Collective.
+    def assign_rows(self, batch: HistoryBatch) -> tuple[HistoryBatch, list[ChangedRows]]:
+        """Update the mappings with the global batch. Collective.
 
-        Ids of the batch may be admitted, and other ids evicted. Rows that get another id are reset. The update stays even if the
-        step is not applied.
+        Ids of the batch may be admitted, and other ids evicted. The update stays even if the step is not applied.
 
         Args:
             batch: This rank's share, on the CPU.
-            sharded_model: The model with the rows to reset.
-            optimizers: The optimizers with the state to reset.
+
+        Returns:
+            The batch with rows instead of ids, and the rows that got another id, for `reset`.
         """
+        changed: list[ChangedRows] = []
 
         def observe_and_find(table: str, ids: Int64) -> Int64:
             used = uses_of(batch, table, self._features[table])
             changes, mapped = observe_shares(self.states[table], used, ids)
-            rows = torch.from_numpy(changes.rows)
-            generations = torch.from_numpy(changes.generations)
-            reset_rows(sharded_model, optimizers, table, rows, generations, self._seed, self._stds[table])
+            changed.append(ChangedRows(table, torch.from_numpy(changes.rows), torch.from_numpy(changes.generations)))
             self._count(table, changes)
             return mapped
 
-        return replace(batch, items=self._with_rows(batch.items, observe_and_find))
+        return replace(batch, items=self._with_rows(batch.items, observe_and_find)), changed
+
+    def reset(self, changed: list[ChangedRows], sharded_model: nn.Module, optimizers: Optimizers) -> None:
+        """Reset rows that got another id, and their state in the optimizers. Call it after the update of the step before."""
+        for rows in changed:
+            std = self._stds[rows.table]
+            reset_rows(sharded_model, optimizers, rows.table, rows.rows, rows.generations, self._seed, std)
 
     def _count(self, table: str, changes: Changes) -> None:
         self._counts[table].update(

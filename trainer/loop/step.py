@@ -30,6 +30,8 @@ from models import devices
 from models.features.bags import changed_rows, row_gradients
 from models.features.request import ItemRequest
 from models.layers import running_statistics
+from models.tables import NOTHING_SENT
+from sharding.tables.early_requests import EarlyRequest
 from sharding.tables.gradient_norm import HostRows, squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
@@ -44,6 +46,16 @@ from trainer.optim.gradient_buckets import GradientBuckets, gradient_of
 from trainer.tasks.task import Batch, Model
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EarlyBatch:
+    """A batch with look-ups that were sent to other ranks before its step."""
+
+    batch: Batch
+    """The batch, on the device."""
+    sent: Mapping[str, EarlyRequest]
+    """The requests of its look-up, by name of the collection of tables."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,10 @@ class TrainStep:
         stop_requested: bool,
         save_requested: bool,
         loss_limit: Callable[[], float],
+        early: EarlyBatch | None = None,
+        after_look_up: Callable[[], None] = lambda: None,
     ) -> StartedStep:
-        """Train on this rank's share of a global batch. `finish` has to follow, before the next update. Collective.
+        """Train on this rank's share of a global batch. Collective. `finish` has to follow, before the next update.
 
         Args:
             batch: The share, on the CPU.
@@ -120,8 +134,10 @@ class TrainStep:
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
             save_requested: True if this rank was asked for a checkpoint at once.
-            loss_limit: Returns the loss above which the step is not applied, the same on all ranks. It is called once, after the
-                forward and backward pass are queued and before the update is. There the step before may be finished.
+            loss_limit: Returns the loss above which the step is not applied, the same on all ranks. Called once, between the
+                backward pass and the update. There the step before may be finished.
+            early: The same batch, if its look-ups were sent before.
+            after_look_up: Called once between look-up and forward pass. There the next look-ups may be sent.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -130,8 +146,9 @@ class TrainStep:
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         host_items = batch.items
-        batch = batch.to(self.world.device)
-        rows = self.model.look_up(batch.items)
+        batch = batch.to(self.world.device) if early is None else early.batch
+        rows = self.model.look_up(batch.items, NOTHING_SENT if early is None else early.sent)
+        after_look_up()
         self.clock.mark()
         reach("forward", self.world.rank, step)
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
@@ -140,16 +157,10 @@ class TrainStep:
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
         numbers = self._numbers(loss_sum, list(gradients.values()), weights, batch, (stop_requested, save_requested))
-        divisor = numbers[NUM_TARGETS]
-        if self.clip_norm is not None:
-            norm = self._norm(self.dense_sums.wait(), (batch.items, host_items), gradients) / divisor
-            numbers = torch.cat((numbers, norm[None]))
-            divisor = divisor * (norm / self.clip_norm).clamp(min=1.0)
+        numbers, divisor = self._with_norm(numbers, (batch.items, host_items), gradients)
         limit = loss_limit()
-        applied = None
-        if self.reads_later:
-            applied = is_applied(numbers, self.world.world_size, limit, self.clip_norm is not None)
-            numbers = torch.cat((numbers, applied[None].double()))
+        applied = self._applied_on_device(numbers, limit) if self.reads_later else None
+        numbers = numbers if applied is None else torch.cat((numbers, applied[None].double()))
         started = StartedStep(None, HostCopy(numbers), tuple(sorted(weights)), limit)
         if applied is None:
             # The only wait of a step: the host needs these numbers to decide whether to apply it.
@@ -243,6 +254,16 @@ class TrainStep:
             copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
             _set_gradient(self.optimizers.copied_parameters, self.world.sum(copied))
 
+    def _with_norm(
+        self, numbers: Tensor, requests: tuple[ItemRequest, ItemRequest], gradients: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the step, with clipping followed by the norm, and what its gradients are divided by. Collective."""
+        divisor = numbers[NUM_TARGETS]
+        if self.clip_norm is None:
+            return numbers, divisor
+        norm = self._norm(self.dense_sums.wait(), requests, gradients) / divisor
+        return torch.cat((numbers, norm[None])), divisor * (norm / self.clip_norm).clamp(min=1.0)
+
     def _norm(
         self, dense: Tensor, requests: tuple[ItemRequest, ItemRequest], gradients: Mapping[str, Tensor]
     ) -> Tensor:
@@ -271,6 +292,10 @@ class TrainStep:
         result = result_of(numbers, started.names, self.world.world_size, started.loss_limit, clips)
         assert applied in (None, result.applied), "host and device disagree on whether a step is applied"
         return result
+
+    def _applied_on_device(self, numbers: Tensor, loss_limit: float) -> Tensor:
+        """Return whether the step is applied, () bool on the device."""
+        return is_applied(numbers, self.world.world_size, loss_limit, self.clip_norm is not None)
 
     def _numbers(
         self,

@@ -14,8 +14,9 @@ Mark = float | torch.cuda.Event
 class StepClock:
     """The clock of a training. The step marks the end of each part; the loop collects.
 
-    Parts: look_up fetches rows of tables. dense is everything from there to the gradients, on this rank alone. agree waits for the
-    other ranks. update brings gradients into the tables and runs the dense optimizer.
+    Parts: look_up fetches rows of tables, and prepares the next step if its ids are sent early. dense is everything from there to
+    the gradients, on this rank alone. agree waits for the other ranks. update brings gradients into the tables and runs the dense
+    optimizer.
     """
 
     device: torch.device

@@ -4,17 +4,20 @@ All ranks run it in lockstep. Only the first rank writes logs and sends messages
 """
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from sharding.tables.early_requests import send_requests
 from sharding.world import World
 from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.order import Position
 from trainer.data.stream.shares import Step
 from trainer.fault_points import reach
+from trainer.global_batch.dynamic_ids import ChangedRows
 from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.compiled_kernels import kernels_of_ranks
@@ -28,7 +31,7 @@ from trainer.loop.nonfinite import check_step
 from trainer.loop.profiling import StepProfiler
 from trainer.loop.progress import Messages, TrainingProgress
 from trainer.loop.rank_measures import RankMeasures, record_peak
-from trainer.loop.step import StartedStep
+from trainer.loop.step import EarlyBatch, StartedStep
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
 from trainer.loop.trackers import check_trackers
@@ -46,6 +49,36 @@ class Started:
     """The step."""
     ids: dict[str, float]
     """The counts of tables with dynamic ids since the last line of training, if the step has one."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step with what it needs from other ranks."""
+
+    item: Step[Any]
+    """What this rank trains."""
+    batch: Any
+    """The batch, on the CPU, completed and with rows in place of dynamic ids."""
+    changed: list[ChangedRows]
+    """The rows that got another id, which are reset before the look-up."""
+    ids: dict[str, float]
+    """The counts of tables with dynamic ids since the last line of training, if the step has one."""
+    early: EarlyBatch | None = None
+    """The batch with look-ups that are sent, if they are sent before the step."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Evaluations and checkpoints that are planned after a step."""
+
+    is_last: bool
+    """The training ends."""
+    validation: bool
+    """The validation split is evaluated."""
+    next_day: bool
+    """The next day is evaluated."""
+    checkpoint: bool
+    """A checkpoint is saved, as always after an evaluation."""
 
 
 class Training:
@@ -100,6 +133,8 @@ class Training:
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
         self._started: Started | None = None
+        self._upcoming: Iterator[Step[Any]] = iter(())  # the steps after the one that is trained or prepared
+        self._prepared: Prepared | None = None  # the next step, if its look-ups are sent
         self._stop_requested = False
         self._save_requested = False
         self.messages.lap("data")
@@ -122,12 +157,11 @@ class Training:
     def _loop(self, steps: Iterable[Step[Any]]) -> str:
         """Train all steps, and return why the training ended."""
         self.built.model.train()
+        self._upcoming = iter(steps)
         saved_step = self.state.step
         self._note("data")
-        asked = time.monotonic()
-        for item in steps:
+        while (item := self._next_item()) is not None:
             reach("data", self.world.rank, self.state.step)
-            self.clock.waited(time.monotonic() - asked)
             self._note("step")
             self._train(item)
             saved = self.checkpoints.collect()
@@ -137,40 +171,57 @@ class Training:
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
-            is_last = self.state.step >= self.total_steps
-            due = self.timetable.due_at(self.state.position)
-            validates = is_last or due.validation
-            is_due = validates and self.evaluations.are_concurrent
-            every_steps = self.job.config.checkpoint.every_steps
-            saves = every_steps is not None and self.state.step % every_steps == 0
-            saves = saves or validates or due.next_day
-            if saves or self._stop_requested or self._save_requested:
+            planned = self._planned_after(self.state.step, self.state.position)
+            is_due = planned.validation and self.evaluations.are_concurrent
+            if planned.checkpoint or self._follows_requests():
                 self._finish_step()
-            if (validates and not is_due) or due.next_day:
+            if (planned.validation and not is_due) or planned.next_day:
                 self._note("evaluation")
                 reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
-            if validates:
+            if planned.validation:
                 self.state = self.evaluations.validate(self.state)
-            if due.next_day:
+            if planned.next_day:
                 self.evaluations.evaluate_next_day(self.state)
 
-            at_once = is_last or self._stop_requested or self._save_requested
-            if (saves or at_once) and saved_step != self.state.step:
+            follows = self._follows_requests()
+            at_once = planned.is_last or follows
+            if (planned.checkpoint or at_once) and saved_step != self.state.step:
                 self._note("checkpoint")
                 self._save(must=at_once, is_due=is_due)
                 saved_step = self.state.step
-            self._save_requested = False
+                self._save_requested = False
             self._note("data")
-            asked = time.monotonic()
 
-            if is_last:
+            if planned.is_last:
                 return "finished"
             if out_of_patience(self.state, self.job.config.train.early_stopping):
                 return "early"
-            if self._stop_requested:
+            if self._stop_requested and follows:
                 return "stopped"
         return "finished"
+
+    def _next_item(self) -> Step[Any] | None:
+        """Return the step to train next; None at the end. Waits for its data unless it is prepared."""
+        if self._prepared is not None:
+            return self._prepared.item
+        asked = time.monotonic()
+        item = next(self._upcoming, None)
+        self.clock.waited(time.monotonic() - asked)
+        return item
+
+    def _planned_after(self, step: int, position: Position) -> Planned:
+        """Return what is planned after `step` steps, at `position`."""
+        is_last = step >= self.total_steps
+        due = self.timetable.due_at(position)
+        validates = is_last or due.validation
+        every_steps = self.job.config.checkpoint.every_steps
+        saves = every_steps is not None and step % every_steps == 0
+        return Planned(is_last, validates, due.next_day, saves or validates or due.next_day)
+
+    def _follows_requests(self) -> bool:
+        """Return whether to stop or save now because it was requested: not if the next step is prepared, which then ends first."""
+        return self._prepared is None and (self._stop_requested or self._save_requested)
 
     def _note(self, phase: str) -> None:
         """Note what this rank does, and how far training is."""
@@ -181,25 +232,56 @@ class Training:
         """Train one step, and update the state. The result is known afterwards, unless the step says that it is read later."""
         factor = rate_factor(self.state.step, self.total_steps, self.job.config.train)
         stop_requested = self.messages.stop_requested() or self.checkpoints.has_failed()
-        # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
-        batch = self.built.task.complete_batch(item.batch, item.before, self.world)
-        batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers)
-        ids = self.built.dynamic.report() if self.progress.has_line(self.state.step + 1) else {}
+        prepared = self._prepared or self._prepare(item, self.state.step)
+        self._prepared = None
+        self.built.dynamic.reset(prepared.changed, self.built.sharded_model, self.optimizers)
         saves = self.messages.saves_requested()
         save_requested = saves > self._saves
         counting = self.measures.counting(item.batch.layout.num_events)
         with counting, self.profiler.tracing(self.state.step):
             step = self.step.start(
-                batch, self.state.step, factor, stop_requested, save_requested, self._limit_after_last_step
-            )
+                prepared.batch,
+                self.state.step,
+                factor, stop_requested, save_requested, self._limit_after_last_step,
+                prepared.early,
+                lambda: self._prepare_next(item.after),
+            )  # fmt: skip
         self._saves = saves
         self.state = self.state.moved_to(item.after)
-        self._started = Started(item, step, ids)
+        self._started = Started(item, step, prepared.ids)
         if not self.step.reads_later:
             self._finish_step()
 
+    def _prepare(self, item: Step[Any], step: int) -> Prepared:
+        """Return a step, the one of number `step`, with what it needs from other ranks. Collective."""
+        # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
+        batch = self.built.task.complete_batch(item.batch, item.before, self.world)
+        batch, changed = self.built.dynamic.assign_rows(batch)
+        ids = self.built.dynamic.report() if self.progress.has_line(step + 1) else {}
+        return Prepared(item, batch, changed, ids)
+
+    def _prepare_next(self, position: Position) -> None:
+        """Prepare the step after the one that is queued, which ends at `position`, and send its look-ups. Collective.
+
+        Not if something follows that needs the state between the two: mappings of ids are then those after the next step.
+        """
+        number = self.state.step + 1
+        is_asked = self._stop_requested or self._save_requested
+        if not self.job.config.train.send_ids_early or is_asked or self._planned_after(number, position).checkpoint:
+            return
+        item = self._next_item()
+        if item is not None:
+            prepared = self._prepare(item, number)
+            batch = prepared.batch.to(self.world.device)
+            tables = self.built.model.tables
+            sent = send_requests(dict(tables.collections.items()), tables.requests(batch.items.rows, batch.items.bags))
+            self._prepared = replace(prepared, early=EarlyBatch(batch, sent))
+
     def _limit_after_last_step(self) -> float:
         """Finish the step before the one that is queued, and return the largest loss of the one that is."""
+        if self._prepared is not None and self._prepared.early is not None:
+            for request in self._prepared.early.sent.values():
+                request.send_ids()
         self._finish_step(num_later=1)
         return self.spikes.limit(self.state)
 

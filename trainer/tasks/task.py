@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.batches.jagged import JaggedLayout
 from models.features.request import ItemRequest
-from models.tables import EmbeddingTables, TableSpec
+from models.tables import NOTHING_SENT, EmbeddingTables, SentRequest, TableSpec
 from sharding.world import World
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.global_batches import GlobalBatches
@@ -60,8 +60,11 @@ class Model(Protocol):
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order."""
 
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """Return the rows of a request by table. Collective once the tables are sharded."""
+    def look_up(self, request: ItemRequest, sent: Mapping[str, SentRequest] = NOTHING_SENT) -> dict[str, Tensor]:
+        """Return the rows of a request by table. Collective once the tables are sharded.
+
+        sent: What was sent of the request before, by name of the collection.
+        """
 
     def loss(self, rows: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Return the sum of losses over all targets of the batch."""

@@ -53,7 +53,8 @@ def model_of(lab: Lab, config: Config, fill: bool = True) -> Model:
     stream = built.task.stream(lab.world)
     first = next(stream.steps(Position(daily.days.first if daily else 0, 0), 10**6))
     batch = built.task.complete_batch(first.batch, first.before, lab.world)
-    batch = built.dynamic.assign_rows(batch, built.sharded_model, build_optimizers(built, job.config.train))
+    batch, changed = built.dynamic.assign_rows(batch)
+    built.dynamic.reset(changed, built.sharded_model, build_optimizers(built, job.config.train))
     model = Model(job, built, stream, batch)
     if fill:
         fill_by_name(model.dense)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.config.run_config import Config
+from sharding.tables.early_requests import send_requests
 from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations.models import fill_by_name, model_of
@@ -101,6 +102,13 @@ def table_rates(lab: Lab, config: Config) -> list[float]:
 def losses(lab: Lab, config: Config) -> list[float]:
     """Return the loss of every step."""
     return [result.loss for result in lab.see(trained, config).results]
+
+
+def ids_sent_early(lab: Lab, config: Config) -> bool:
+    """Return whether a step sends the look-ups of the next one."""
+    with mock.patch("trainer.loop.train.send_requests", wraps=send_requests) as send:
+        training_of(lab, lab.job(config), [], stop_after=1).run()
+    return send.called
 
 
 def kernels_asked(lab: Lab, config: Config) -> bool:
