@@ -52,6 +52,7 @@ FREE_TO_CHANGE = (
 # Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
 # so that runs and stages of earlier versions keep their digests.
 LATER = {
+    "train.send_ids_early": False,
     "train.deal_by": "length",
     "train.streams": 64,
     "train.catalogue_workers": 1,
