@@ -114,7 +114,7 @@ def look_ups(rows: Rows) -> str:
 
 
 def _median(row: Mapping[str, Any], side: str) -> float:
-    return statistics.median(row[side])
+    return float(statistics.median(row[side]))
 
 
 def _millions(row: Mapping[str, Any], side: str) -> str:
