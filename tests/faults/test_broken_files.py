@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cluster.data.prepare
+from cluster.ray_cluster.task_pool import TaskLimit
 from tests.faults.test_logs import EVENTS, PLAIN, ray_tests, write_three_files
 from tests.support.prepared import (
     config_at,
@@ -36,11 +37,11 @@ def between_header_and_data(monkeypatch: pytest.MonkeyPatch, act: Callable[[], A
     """Do something when the first pass has begun, or has finished some tasks."""
     original = cluster.data.prepare.run_tasks
 
-    def hooked(task: Any, argument: Any, numbers: list[int], limit: int) -> Iterator[tuple[int, Any]]:
+    def hooked(task: Any, argument: Any, numbers: list[int], limit: TaskLimit) -> Iterator[tuple[int, Any]]:
         if task is not read_task:
             yield from original(task, argument, numbers, limit)
             return
-        yield from original(task, argument, numbers[:after_tasks], 1)
+        yield from original(task, argument, numbers[:after_tasks], TaskLimit(1))
         act()
         yield from original(task, argument, numbers[after_tasks:], limit)
 
