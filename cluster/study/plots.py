@@ -105,7 +105,7 @@ def _panel(axes: Axes, summary: Summary, axis: Axis, colours: dict[str, Any], co
     )
     axes.margins(x=0.12, y=0.1)
     places = sorted({place for place, _ in known})
-    if len(places) == 1:
+    if len(places) == 1 and places[0] > 0:  # a logarithmic axis has no zero
         axes.set_xlim(places[0] / 2, places[0] * 2)
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(4))
