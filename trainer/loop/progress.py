@@ -1,7 +1,7 @@
 """Progress of a training for people: metrics.jsonl, TensorBoard, the log of trained examples, messages to the driver."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -79,8 +79,8 @@ class TrainingProgress:
         self._world = world
         self._messages = messages
         self._timetable = timetable
-        self._epoch_ends = epoch_ends
-        self._total_steps = int(epoch_ends[-1])
+        self._epoch_ends: list[int] = epoch_ends.tolist()
+        self._total_steps = self._epoch_ends[-1]
         self._log = MetricsLog(job.run_dir, step, _trackers_of(job, messages)) if world.is_first else None
         logs_examples = job.config.train.sample_log
         self._sample_log = SampleLog(job.run_dir, world.rank, step, world.world_size) if logs_examples else None
@@ -242,11 +242,11 @@ def _trackers_of(job: Job, messages: Messages) -> list[LineSink]:
     return [Trackers(tracking, job.run_dir, job.config_values, messages.warn)]
 
 
-def next_save(step: int, epoch_ends: Tensor, job: Job) -> int:
+def next_save(step: int, epoch_ends: Sequence[int], job: Job) -> int:
     """Return the step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
     every_epochs = job.config.train.evaluate_every_epochs
     every_steps = job.config.checkpoint.every_steps
-    planned: list[int] = epoch_ends[every_epochs - 1 :: every_epochs].tolist()
+    planned = list(epoch_ends[every_epochs - 1 :: every_epochs])
     if every_steps is not None:
         planned.append(every_steps * (step // every_steps + 1))
-    return min([int(epoch_ends[-1]), *(save for save in planned if save > step)])
+    return min([epoch_ends[-1], *(save for save in planned if save > step)])

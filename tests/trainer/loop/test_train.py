@@ -28,7 +28,7 @@ def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
 
     def train(item: Any) -> StepResult:
         result = whole(item)
-        reported.append(next_save(training.state.step, training.epoch_ends, job))
+        reported.append(next_save(training.state.step, training.epoch_ends.tolist(), job))
         if training.state.position.trained == 0:
             ends.append(training.state.step)
         return result
