@@ -44,7 +44,7 @@ class Started:
     """A step of which the result is not known to the loop yet."""
 
     item: Step[Any]
-    """What this rank trained."""
+    """The work of this rank in the step."""
     step: StartedStep
     """The step."""
     ids: dict[str, float]
@@ -56,7 +56,7 @@ class Prepared:
     """A step with what it needs from other ranks."""
 
     item: Step[Any]
-    """What this rank trains."""
+    """The work of this rank in the step."""
     batch: Any
     """The batch, on the CPU, completed and with rows in place of dynamic ids."""
     changed: list[ChangedRows]

@@ -35,7 +35,7 @@ TIMES = ("time", "events_per_second", "targets_per_second", "seconds_left", "sec
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves behind on one rank, apart from times."""
+    """The state of a training at its end on one rank, without times."""
 
     fingerprint: str
     reason: str

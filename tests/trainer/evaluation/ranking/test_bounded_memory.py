@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,26 +60,17 @@ def test_figures_of_a_label_are_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, levels: int | None, negative_weight: float
 ) -> None:
     """Also with weights that are no binary fractions, of which every order of addition has other bits."""
-    arguments = (4, 3000, 200, levels, negative_weight)
-    judged = random_judged(*arguments)
-    judged.scores[::50] = np.where(levels is None, judged.scores[::50], np.nan)
-    values = values_of(judged)
-    before = (
-        values,
-        intervals_of(judged, values),
-        reliability(judged),
-        [curve.tolist() for curve in roc(judged.counts)],
-    )
+
+    def figures() -> tuple[Any, ...]:
+        judged = random_judged(4, 3000, 200, levels, negative_weight)
+        judged.scores[::50] = np.where(levels is None, judged.scores[::50], np.nan)
+        values = values_of(judged)
+        curves = [curve.tolist() for curve in roc(judged.counts)]
+        return values, intervals_of(judged, values), reliability(judged), curves
+
+    before = figures()
     in_files(monkeypatch, 17)
-    judged = random_judged(*arguments)
-    judged.scores[::50] = np.where(levels is None, judged.scores[::50], np.nan)
-    values = values_of(judged)
-    after = (
-        values,
-        intervals_of(judged, values),
-        reliability(judged),
-        [curve.tolist() for curve in roc(judged.counts)],
-    )
+    after = figures()
     assert repr(after) == repr(before)
 
 
