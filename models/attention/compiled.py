@@ -9,14 +9,17 @@ from torch import Tensor
 from models.attention.bias import time_bounds
 from models.attention.blocks import AttentionContext
 from models.attention.terms import Attended, AttentionTerms
-from models.compiled.attention import AttentionKernel, PairBuckets, SiluForm
+from models.compiled.attention import NORMALISATIONS, AttentionKernel, PairBuckets, WeightForm
 
 
 def compiled_fits(query_NHK: Tensor, context: AttentionContext, parts: AttentionTerms) -> bool:
-    """Return whether the context has a kernel that computes this form: over all earlier events, by softmax or SiLU."""
+    """Return whether the context has a kernel that computes this form, over all earlier events."""
     if context.kernel is None or not context.kernel.takes(query_NHK) or context.window(parts.config) is not None:
         return False
-    return parts.is_plain or _is_silu(parts)
+    config = parts.config
+    is_plain = not parts.threshold and not parts.with_penalty and parts.unit is None and config.mask == "causal"
+    has_biases = config.bias_as == "score" and (parts.time is None or parts.time.form == "bucketed")
+    return is_plain and has_biases and config.normalisation in NORMALISATIONS
 
 
 def compiled_attention(
@@ -31,27 +34,22 @@ def compiled_attention(
     kernel = context.kernel
     assert kernel is not None
     offsets = context.layout.offsets - context.layout.offsets[0]
-    silu = None if parts.is_plain else _silu_form(context, parts, kernel, offsets)
-    exact_NHV = kernel.attend(query_NHK, key_NGK, value_NGV, offsets, parts.scale, joint_NS, silu)
+    weights = _weight_form(context, parts, kernel, offsets)
+    exact_NHV = kernel.attend(query_NHK, key_NGK, value_NGV, offsets, parts.scale, joint_NS, weights)
     return Attended(exact_NHV[:, None].to(query_NHK.dtype))
 
 
-def _is_silu(parts: AttentionTerms) -> bool:
-    """Return whether the weights are the SiLU of scores and biases over all earlier events, as in HSTU."""
-    config = parts.config
-    is_plain = not parts.threshold and not parts.with_penalty and parts.unit is None and config.mask == "causal"
-    has_biases = config.bias_as == "score" and (parts.time is None or parts.time.form == "bucketed")
-    return is_plain and config.normalisation == "silu" and has_biases
-
-
-def _silu_form(context: AttentionContext, parts: AttentionTerms, kernel: AttentionKernel, offsets: Tensor) -> SiluForm:
+def _weight_form(
+    context: AttentionContext, parts: AttentionTerms, kernel: AttentionKernel, offsets: Tensor
+) -> WeightForm:
     position_HL = None
     if parts.position is not None:
         distance_L = torch.arange(context.longest, device=offsets.device)
         position_HL = parts.position(distance_L[None, None])[0, :, 0]
-    if parts.time is None:
-        return SiluForm(parts.silu_divisor, position_HL)
-    return SiluForm(parts.silu_divisor, position_HL, parts.time.weight, _pair_buckets(context, kernel, offsets))
+    time, pairs = None, None
+    if parts.time is not None:
+        time, pairs = parts.time.weight, _pair_buckets(context, kernel, offsets)
+    return WeightForm(parts.config.normalisation, parts.silu_divisor, position_HL, time, pairs)
 
 
 def _pair_buckets(context: AttentionContext, kernel: AttentionKernel, offsets: Tensor) -> PairBuckets:

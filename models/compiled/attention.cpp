@@ -1,82 +1,29 @@
-// Forms of the causal attention of attention.h: softmax, and SiLU with biases (HSTU).
+// Forms of the causal attention of attention.h: softmax, SiLU (HSTU), sparsemax and entmax, each with or without biases.
 #include "attention.h"
 
 namespace {
 
-// Softmax. Scores are in units of log 2. Of the forward pass the log of each row's sum of exponentials is kept. The backward pass
-// computes dS = W (dW - sum(o do)).
-class Softmax {
+// Biases of scores by the distance of positions and by the age of the key. Their gradients are summed by history and head, and then
+// over histories in order, so that they do not depend on the threads.
+class Biases {
  public:
-  Softmax(const Problem& problem, int64_t) : p_(problem) {}
-
-  float query_factor() const { return p_.scale * LOG2_E; }
-  void begin(int64_t, int64_t head) { head_ = head; }
-  void end() {}
-
-  float weigh(const Row& row) {
-    __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16)
-        highest = _mm512_mask_max_ps(highest, row.seen(panel, c), highest, _mm512_load_ps(row.scores_of(panel, c)));
-    const float largest = _mm512_reduce_max_ps(highest);
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
-        float* scores = row.scores_of(panel, c);
-        const __m512 distance = _mm512_sub_ps(_mm512_load_ps(scores), _mm512_set1_ps(largest));
-        const __m512 weight = _mm512_maskz_mov_ps(row.seen(panel, c), power_of_2(distance));
-        sum = _mm512_add_ps(sum, weight);
-        _mm512_store_ps(scores, weight);
-      }
-    const float total = _mm512_reduce_add_ps(sum);
-    p_.log_total[row.event * p_.num_heads + head_] = largest + std::log2(total);
-    return 1.0f / total;
-  }
-
-  void differentiate(const Row& row) {
-    const float* output = p_.output + (row.event * p_.num_heads + head_) * p_.value_width;
-    float inner = 0.0f;
-#pragma omp simd reduction(+ : inner)
-    for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * row.gradient[d];
-    const __m512 log_total = _mm512_set1_ps(p_.log_total[row.event * p_.num_heads + head_]);
-    for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
-        float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
-        const __mmask16 seen = row.seen(panel, c);
-        const __m512 weight = _mm512_maskz_mov_ps(seen, power_of_2(_mm512_sub_ps(_mm512_load_ps(scores), log_total)));
-        const __m512 slope = _mm512_sub_ps(_mm512_load_ps(slopes), _mm512_set1_ps(inner));
-        _mm512_store_ps(scores, weight);
-        _mm512_store_ps(slopes, _mm512_maskz_mul_ps(seen, weight, slope));
-      }
-  }
-
- private:
-  const Problem& p_;
-  int64_t head_ = 0;
-};
-
-// SiLU of scores with biases, without normalisation: W = silu(S) / divisor, dS = dW silu'(S) / divisor. The gradients of biases are
-// summed by history and head, and then over histories in order, so that they do not depend on the threads.
-class Silu {
- public:
-  Silu(const Problem& problem, int64_t longest)
+  Biases(const Problem& problem, int64_t longest)
       : p_(problem),
         position_(zeros<float>(longest + PANEL)),
         time_(zeros<float>(NUM_BYTES)),
         position_sums_(zeros<float>(longest + PANEL)),
         time_sums_(zeros<float>(NUM_SUMS * NUM_BYTES)) {}
 
-  float query_factor() const { return p_.scale; }
-
-  void begin(int64_t history, int64_t head) {
+  // factor: of biases, the units of scores.
+  void begin(int64_t history, int64_t head, float factor) {
     history_ = history;
     head_ = head;
     length_ = p_.offsets[history + 1] - p_.offsets[history];
     // By place of the key, so that 16 keys are read at once: the bias of key c and query q is at length - 1 - q + c.
     if (p_.position != nullptr)
-      for (int64_t i = 0; i < length_; i++) position_[i] = p_.position[head * p_.num_distances + length_ - 1 - i];
+      for (int64_t i = 0; i < length_; i++) position_[i] = factor * p_.position[head * p_.num_distances + length_ - 1 - i];
     if (p_.time != nullptr) {
-      std::copy_n(p_.time + head * p_.num_buckets, p_.num_buckets, time_.get());
+      for (int64_t b = 0; b < p_.num_buckets; b++) time_[b] = factor * p_.time[head * p_.num_buckets + b];
       buckets_ = p_.buckets + p_.first_pair[history];
     }
     if (p_.output_gradient == nullptr) return;
@@ -97,46 +44,10 @@ class Silu {
     }
   }
 
-  float weigh(const Row& row) {
-    for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
-        const __m512 scores = with_biases(row, panel, c);
-        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(row.seen(panel, c), scores, sigmoid(scores)));
-      }
-    return 1.0f / p_.divisor;
-  }
+  bool any() const { return p_.position != nullptr || p_.time != nullptr; }
 
-  void differentiate(const Row& row) {
-    const __m512 one = _mm512_set1_ps(1.0f), factor = _mm512_set1_ps(1.0f / p_.divisor);
-    for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
-        const __mmask16 seen = row.seen(panel, c);
-        const __m512 scores = with_biases(row, panel, c), share = sigmoid(scores);
-        const __m512 weight = _mm512_mul_ps(scores, share);
-        // silu'(s) = sigmoid(s) (1 + s (1 - sigmoid(s)))
-        const __m512 slope = _mm512_mul_ps(share, _mm512_fmadd_ps(scores, _mm512_sub_ps(one, share), one));
-        const __m512 of_weight = _mm512_mul_ps(_mm512_load_ps(row.slopes_of(panel, c)), factor);
-        const __m512 of_score = _mm512_maskz_mul_ps(seen, of_weight, slope);
-        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(seen, weight, factor));
-        _mm512_store_ps(row.slopes_of(panel, c), of_score);
-        add_to_biases(row, panel, c, of_score);
-      }
-  }
-
- private:
-  static constexpr int64_t NUM_BYTES = 256;  // numbers of a byte: the reads of buckets beyond a row stay within the table
-  static constexpr int64_t NUM_SUMS = 4;     // neighbours often share a bucket, and a sum would wait for the one before
-
-  static __m512 sigmoid(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
-  }
-
-  const uint8_t* buckets_of(const Row& row, int64_t panel, int64_t column) const {
-    return buckets_ + row.query * length_ + panel * PANEL + column;
-  }
-
-  __m512 with_biases(const Row& row, int64_t panel, int64_t column) const {
+  // Returns 16 scores with their biases.
+  __m512 added(const Row& row, int64_t panel, int64_t column) const {
     __m512 scores = _mm512_load_ps(row.scores_of(panel, column));
     const int64_t key = panel * PANEL + column;
     if (key > row.query) return scores;
@@ -148,7 +59,8 @@ class Silu {
     return scores;
   }
 
-  void add_to_biases(const Row& row, int64_t panel, int64_t column, __m512 of_score) {
+  // Adds the gradients of 16 scores, which row.slopes has as well, to those of biases.
+  void add_gradients(const Row& row, int64_t panel, int64_t column, __m512 of_score) {
     const int64_t key = panel * PANEL + column;
     if (key > row.query) return;
     if (p_.position != nullptr) {
@@ -163,6 +75,14 @@ class Silu {
     }
   }
 
+ private:
+  static constexpr int64_t NUM_BYTES = 256;  // numbers of a byte: the reads of buckets beyond a row stay within the table
+  static constexpr int64_t NUM_SUMS = 4;     // neighbours often share a bucket, and a sum would wait for the one before
+
+  const uint8_t* buckets_of(const Row& row, int64_t panel, int64_t column) const {
+    return buckets_ + row.query * length_ + panel * PANEL + column;
+  }
+
   const Problem& p_;
   int64_t history_ = 0, head_ = 0, length_ = 0;
   const uint8_t* buckets_ = nullptr;
@@ -170,6 +90,219 @@ class Silu {
   Buffer<float> time_;           // of the head, by bucket
   Buffer<float> position_sums_;  // of the head and the history, by place of the key
   Buffer<float> time_sums_;      // (NUM_SUMS, 256), likewise
+};
+
+// The parts of forms whose weights sum to one. `level` has a number of each row of the forward pass. Scores are in units of 1 / factor.
+class Normalised {
+ public:
+  Normalised(const Problem& problem, int64_t longest, float factor) : p_(problem), biases_(problem, longest), factor_(factor) {}
+
+  float query_factor() const { return p_.scale * factor_; }
+  void begin(int64_t history, int64_t head) {
+    head_ = head;
+    biases_.begin(history, head, factor_);
+  }
+  void end() { biases_.end(); }
+
+ protected:
+  float& level(const Row& row) const { return p_.level[row.event * p_.num_heads + head_]; }
+
+  // Adds biases to the scores of a row, and returns the largest that the query sees.
+  float with_biases(const Row& row) const {
+    __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 scores = biases_.added(row, panel, c);
+        if (biases_.any()) _mm512_store_ps(row.scores_of(panel, c), scores);
+        highest = _mm512_mask_max_ps(highest, row.seen(panel, c), highest, scores);
+      }
+    return _mm512_reduce_max_ps(highest);
+  }
+
+  const Problem& p_;
+  Biases biases_;
+
+ private:
+  float factor_;
+  int64_t head_ = 0;
+};
+
+// Softmax. Scores are in units of log 2. The level of a row is the log of its sum of exponentials. The backward pass computes
+// dS = W (dW - sum(o do)).
+class Softmax : public Normalised {
+ public:
+  Softmax(const Problem& problem, int64_t longest) : Normalised(problem, longest, LOG2_E) {}
+
+  float weigh(const Row& row) {
+    const float largest = with_biases(row);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float* scores = row.scores_of(panel, c);
+        const __m512 distance = _mm512_sub_ps(_mm512_load_ps(scores), _mm512_set1_ps(largest));
+        const __m512 weight = _mm512_maskz_mov_ps(row.seen(panel, c), power_of_2(distance));
+        sum = _mm512_add_ps(sum, weight);
+        _mm512_store_ps(scores, weight);
+      }
+    const float total = _mm512_reduce_add_ps(sum);
+    level(row) = largest + std::log2(total);
+    return 1.0f / total;
+  }
+
+  void differentiate(const Row& row) {
+    const float* output = p_.output + (&level(row) - p_.level) * p_.value_width;
+    float inner = 0.0f;
+#pragma omp simd reduction(+ : inner)
+    for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * row.gradient[d];
+    const __m512 log_total = _mm512_set1_ps(level(row));
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
+        const __mmask16 seen = row.seen(panel, c);
+        const __m512 weight = _mm512_maskz_mov_ps(seen, power_of_2(_mm512_sub_ps(biases_.added(row, panel, c), log_total)));
+        const __m512 of_score = _mm512_maskz_mul_ps(seen, weight, _mm512_sub_ps(_mm512_load_ps(slopes), _mm512_set1_ps(inner)));
+        _mm512_store_ps(scores, weight);
+        _mm512_store_ps(slopes, of_score);
+        biases_.add_gradients(row, panel, c, of_score);
+      }
+  }
+};
+
+// Weights above a threshold t: W = max(0, S - t) (sparsemax; Martins & Astudillo 2016, arXiv:1602.02068), or
+// W = max(0, S / 2 - t)^2 (entmax with alpha 1.5; Peters, Niculae & Martins 2019, arXiv:1905.05702). They sum to one. The level of a row is
+// its threshold, of scores whose largest is 0. With the slope D, 1 where W > 0 (sparsemax) or the root of W (entmax), dS = D (dW - sum(D dW) / sum(D)).
+//
+// Newton's method begins below the threshold, where the weights are too large, and no round goes beyond it, because the function is
+// convex and falls (for entmax the root of the sum of squares). It ends like that of models/attention/normalise.py.
+template <bool SQUARE>
+class Thresholded : public Normalised {
+ public:
+  Thresholded(const Problem& problem, int64_t longest) : Normalised(problem, longest, SQUARE ? 0.5f : 1.0f) {}
+
+  float weigh(const Row& row) {
+    shift(row);
+    float threshold = -1.0f;
+    for (int round = 0; round < MAX_ROUNDS; round++) {
+      const float step = newton_step(row, threshold);
+      threshold += step;
+      if (!(step > -ROUNDING * std::numeric_limits<float>::epsilon() * threshold)) break;
+    }
+    level(row) = threshold;
+    const __m512 lowest = _mm512_set1_ps(threshold);
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 above = above_of(row, panel, c, lowest);
+        _mm512_store_ps(row.scores_of(panel, c), SQUARE ? _mm512_mul_ps(above, above) : above);
+      }
+    return 1.0f;
+  }
+
+  void differentiate(const Row& row) {
+    shift(row);
+    const __m512 lowest = _mm512_set1_ps(level(row));
+    __m512 products = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 above = above_of(row, panel, c, lowest), slope = slope_of(above);
+        products = _mm512_fmadd_ps(slope, _mm512_load_ps(row.slopes_of(panel, c)), products);
+        sum = _mm512_add_ps(sum, slope);
+        _mm512_store_ps(row.scores_of(panel, c), above);
+      }
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(products) / _mm512_reduce_add_ps(sum));
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
+        const __m512 above = _mm512_load_ps(scores);
+        const __m512 of_score = _mm512_mul_ps(slope_of(above), _mm512_sub_ps(_mm512_load_ps(slopes), mean));
+        _mm512_store_ps(scores, SQUARE ? _mm512_mul_ps(above, above) : above);
+        _mm512_store_ps(slopes, of_score);
+        biases_.add_gradients(row, panel, c, of_score);
+      }
+  }
+
+ private:
+  static constexpr int MAX_ROUNDS = 60;
+  static constexpr float ROUNDING = 8.0f;  // units in the last place of the threshold that count as no step
+
+  // Makes the largest score 0, so that a large one does not cost precision.
+  void shift(const Row& row) const {
+    const __m512 largest = _mm512_set1_ps(with_biases(row));
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        float* scores = row.scores_of(panel, c);
+        _mm512_store_ps(scores, _mm512_sub_ps(_mm512_load_ps(scores), largest));
+      }
+  }
+
+  static __m512 above_of(const Row& row, int64_t panel, int64_t column, __m512 lowest) {
+    const __m512 distance = _mm512_sub_ps(_mm512_load_ps(row.scores_of(panel, column)), lowest);
+    // The order of the operands makes NaN pass: max returns the second one.
+    return _mm512_maskz_max_ps(row.seen(panel, column), _mm512_setzero_ps(), distance);
+  }
+  static __m512 slope_of(__m512 above) {
+    if (SQUARE) return above;
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(above, _mm512_setzero_ps(), _CMP_NLE_UQ), _mm512_set1_ps(1.0f));
+  }
+
+  static float newton_step(const Row& row, float threshold) {
+    const __m512 lowest = _mm512_set1_ps(threshold);
+    __m512 weights = _mm512_setzero_ps(), slopes = _mm512_setzero_ps();
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 above = above_of(row, panel, c, lowest);
+        weights = SQUARE ? _mm512_fmadd_ps(above, above, weights) : _mm512_add_ps(weights, above);
+        slopes = _mm512_add_ps(slopes, slope_of(above));
+      }
+    const float weight = _mm512_reduce_add_ps(weights), slope = _mm512_reduce_add_ps(slopes);
+    if (!SQUARE) return (weight - 1.0f) / slope;
+    const float norm = std::sqrt(weight);
+    return (norm - 1.0f) * norm / slope;
+  }
+};
+
+// SiLU of scores, without normalisation: W = silu(S) / divisor, dS = dW silu'(S) / divisor.
+class Silu {
+ public:
+  Silu(const Problem& problem, int64_t longest) : p_(problem), biases_(problem, longest) {}
+
+  float query_factor() const { return p_.scale; }
+  void begin(int64_t history, int64_t head) { biases_.begin(history, head, 1.0f); }
+  void end() { biases_.end(); }
+
+  float weigh(const Row& row) {
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __m512 scores = biases_.added(row, panel, c);
+        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(row.seen(panel, c), scores, sigmoid(scores)));
+      }
+    return 1.0f / p_.divisor;
+  }
+
+  void differentiate(const Row& row) {
+    const __m512 one = _mm512_set1_ps(1.0f), factor = _mm512_set1_ps(1.0f / p_.divisor);
+    for (int64_t panel = 0; panel < row.panels; panel++)
+      for (int64_t c = 0; c < PANEL; c += 16) {
+        const __mmask16 seen = row.seen(panel, c);
+        const __m512 scores = biases_.added(row, panel, c), share = sigmoid(scores);
+        const __m512 weight = _mm512_mul_ps(scores, share);
+        // silu'(s) = sigmoid(s) (1 + s (1 - sigmoid(s)))
+        const __m512 slope = _mm512_mul_ps(share, _mm512_fmadd_ps(scores, _mm512_sub_ps(one, share), one));
+        const __m512 of_weight = _mm512_mul_ps(_mm512_load_ps(row.slopes_of(panel, c)), factor);
+        const __m512 of_score = _mm512_maskz_mul_ps(seen, of_weight, slope);
+        _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(seen, weight, factor));
+        _mm512_store_ps(row.slopes_of(panel, c), of_score);
+        biases_.add_gradients(row, panel, c, of_score);
+      }
+  }
+
+ private:
+  static __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
+  }
+
+  const Problem& p_;
+  Biases biases_;
 };
 
 template <class Form>
@@ -180,6 +313,10 @@ int attend(const Problem& problem) {
 }  // namespace
 
 extern "C" int softmax_attention(const Problem* problem) { return attend<Softmax>(*problem); }
+
+extern "C" int sparsemax_attention(const Problem* problem) { return attend<Thresholded<false>>(*problem); }
+
+extern "C" int entmax15_attention(const Problem* problem) { return attend<Thresholded<true>>(*problem); }
 
 extern "C" int silu_attention(const Problem* problem) { return attend<Silu>(*problem); }
 

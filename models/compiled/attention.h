@@ -29,15 +29,15 @@ struct Problem {
   const float* output_gradient;  // (N, H, V); null in the forward pass
   void *query_gradient, *key_gradient, *value_gradient;
   int64_t query_gradient_row, key_gradient_row, value_gradient_row;
-  float* log_total;           // softmax: (N, H), in units of log 2
-  int64_t num_distances;      // silu: the length of the longest history
-  int64_t num_buckets;        // silu
-  const float* position;      // silu: (H, num_distances), the bias of each distance, or null
-  const float* time;          // silu: (H, num_buckets), the bias of each bucket of ages, or null
-  const uint8_t* buckets;     // silu: the bucket of each pair, of each history with L events (L, L); 64 more bytes can be read
-  const int64_t* first_pair;  // silu: (B + 1), where the pairs of each history begin
-  float* position_sums;       // silu: (B, H, num_distances), zeros; the gradients of biases by history
-  float* time_sums;           // silu: (B, H, num_buckets), zeros
+  float* level;               // (N, H), of each row of weights, see the forms; null for silu
+  int64_t num_distances;      // the length of the longest history, or 0
+  int64_t num_buckets;        // or 0
+  const float* position;      // (H, num_distances), the bias of each distance, or null
+  const float* time;          // (H, num_buckets), the bias of each bucket of ages, or null
+  const uint8_t* buckets;     // the bucket of each pair, of each history with L events (L, L); 64 more bytes can be read
+  const int64_t* first_pair;  // (B + 1), where the pairs of each history begin
+  float* position_sums;       // (B, H, num_distances), zeros; the gradients of biases by history
+  float* time_sums;           // (B, H, num_buckets), zeros
   float scale;
   float divisor;  // silu: divides the weights
 };

@@ -1,4 +1,4 @@
-"""The compiled causal attention of packed histories: softmax, and SiLU with biases.
+"""The compiled causal attention of packed histories: softmax, SiLU, sparsemax and entmax, with or without biases.
 
 Shapes: N events, B histories, H heads of queries, G heads of keys and values, K head width, V width of values, L distances of the
 longest history, A buckets of ages.
@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from models.compiled.build import AVX512, build_library, load_library
 
 NUMBERS = (torch.float32, torch.bfloat16)  # of queries, keys and values
+NORMALISATIONS = ("softmax", "silu", "sparsemax", "entmax15")
 MAX_BUCKETS = 256  # the kernel stores a bucket in a byte
 _READ_BEYOND = 64  # bytes that it reads after the last bucket
 
@@ -31,11 +32,13 @@ class PairBuckets:
 
 
 @dataclass(frozen=True)
-class SiluForm:
-    """The form of SiLU attention: its divisor and its biases."""
+class WeightForm:
+    """How scores become weights, and the biases of scores."""
 
-    divisor: float
-    """Divides the weights."""
+    normalisation: str = "softmax"
+    """One of NORMALISATIONS."""
+    divisor: float = 1.0
+    """Divides the weights of "silu"."""
     position: Tensor | None = None
     """The bias of each distance of positions, (H, L), or None."""
     time: Tensor | None = None
@@ -63,7 +66,7 @@ class AttentionKernel:
         offsets: Tensor,
         scale: float,
         joint_NS: Tensor | None = None,
-        silu: SiluForm | None = None,
+        weights: WeightForm = WeightForm(),
     ) -> Tensor:
         """Return what each event attends to among itself and earlier events of its history, (N, H, V) float32.
 
@@ -77,13 +80,12 @@ class AttentionKernel:
             scale: factor of scores.
             joint_NS: the tensor of which queries, keys and values are the columns, in this order, if there is one. The gradient
                 is then that of this tensor.
-            silu: weights are the SiLU of scores with biases; by default they are a softmax of the scores.
+            weights: how scores become weights, by default by a softmax without biases.
         """
         sizes = _Sizes(query_NHK.shape[1], key_NGK.shape[1], key_NGK.shape[2], value_NGV.shape[2])
         packed = (query_NHK, key_NGK, value_NGV) if joint_NS is None else (joint_NS,)
-        biases = (None, None) if silu is None else (silu.position, silu.time)
-        form = _Form(scale, sizes, silu)
-        attended: Tensor = _Attention.apply(self, offsets.contiguous(), form, *biases, *packed)
+        form = _Form(scale, sizes, weights)
+        attended: Tensor = _Attention.apply(self, offsets.contiguous(), form, weights.position, weights.time, *packed)
         return attended
 
     def pair_buckets(self, offsets: Tensor, times: Tensor, request_times: Tensor, bounds: Tensor) -> PairBuckets:
@@ -109,8 +111,7 @@ class AttentionKernel:
 
     def run(self, problem: "_Problem", form: "_Form") -> None:
         """Run the kernel."""
-        library = load_library(self.library)
-        function = library.softmax_attention if form.silu is None else library.silu_attention
+        function = getattr(load_library(self.library), f"{form.weights.normalisation}_attention")
         if function(ctypes.byref(problem)):
             raise MemoryError("the compiled attention does not get its working memory")
 
@@ -158,8 +159,18 @@ class _Form:
     """Factor of scores."""
     sizes: _Sizes
     """The shapes."""
-    silu: SiluForm | None
-    """The form of SiLU attention, or None for softmax."""
+    weights: WeightForm
+    """How scores become weights."""
+
+    @property
+    def is_softmax(self) -> bool:
+        """Return whether the backward pass needs the output."""
+        return self.weights.normalisation == "softmax"
+
+    @property
+    def has_level(self) -> bool:
+        """Return whether the forward pass keeps a number of each row of weights for the backward pass."""
+        return self.weights.normalisation != "silu"
 
 
 class _Attention(torch.autograd.Function):
@@ -180,10 +191,10 @@ class _Attention(torch.autograd.Function):
         biases = tuple(None if bias is None else bias.float().contiguous() for bias in (position_HL, time_HA))
         num_events = packed[0].shape[0]
         output = packed[0].new_empty((num_events, form.sizes.num_heads, form.sizes.value_width), dtype=torch.float32)
-        log_total = output.new_empty((num_events, form.sizes.num_heads)) if form.silu is None else None
-        kernel.run(_Problem.of(offsets, form, form.sizes.columns(packed), output, log_total, biases), form)
-        # The output is an input of the backward pass of softmax only. torch accepts None here, which its types leave out.
-        saved = (offsets, output if form.silu is None else None, log_total, *biases, *packed)
+        level = output.new_empty((num_events, form.sizes.num_heads)) if form.has_level else None
+        kernel.run(_Problem.of(offsets, form, form.sizes.columns(packed), output, level, biases), form)
+        # torch accepts None here, which its types leave out.
+        saved = (offsets, output if form.is_softmax else None, level, *biases, *packed)
         ctx.save_for_backward(*saved)  # type: ignore[arg-type]
         ctx.kernel, ctx.form = kernel, form  # type: ignore[attr-defined]
         return output
@@ -191,13 +202,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, output, log_total, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
+        offsets, output, level, *rest = ctx.saved_tensors  # type: ignore[attr-defined]
         biases, packed = rest[:2], rest[2:]
         form: _Form = ctx.form  # type: ignore[attr-defined]
         gradients = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in packed]
         by_history = [None if bias is None else bias.new_zeros((offsets.numel() - 1, *bias.shape)) for bias in biases]
         problem = _Problem.of(
-            *(offsets, form, form.sizes.columns(packed), output, log_total, biases),
+            *(offsets, form, form.sizes.columns(packed), output, level, biases),
             output_gradient=grad_outputs[0].contiguous(),
             gradients=form.sizes.columns(gradients),
             bias_sums=by_history,
@@ -233,7 +244,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("output", "output_gradient")),
         *((name, ctypes.c_void_p) for name in ("query_gradient", "key_gradient", "value_gradient")),
         *((name, ctypes.c_int64) for name in ("query_gradient_row", "key_gradient_row", "value_gradient_row")),
-        ("log_total", ctypes.c_void_p),
+        ("level", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("num_distances", "num_buckets")),
         *((name, ctypes.c_void_p) for name in ("position", "time", "buckets", "first_pair")),
         *((name, ctypes.c_void_p) for name in ("position_sums", "time_sums")),
@@ -247,7 +258,7 @@ class _Problem(ctypes.Structure):
         form: _Form,
         columns: Sequence[Tensor],
         output: Tensor | None,
-        log_total: Tensor | None,
+        level: Tensor | None,
         biases: Sequence[Tensor | None],
         output_gradient: Tensor | None = None,
         gradients: Sequence[Tensor] = (),
@@ -256,7 +267,7 @@ class _Problem(ctypes.Structure):
         """Return the arguments. The caller holds the tensors until the kernel has run."""
         sizes = form.sizes
         shape = (sizes.num_heads, sizes.num_key_heads, sizes.key_width, sizes.value_width)
-        pairs = None if form.silu is None else form.silu.pairs
+        pairs = form.weights.pairs
         return cls(
             *(offsets.numel() - 1, *shape, torch.get_num_threads(), columns[0].dtype == torch.bfloat16),
             offsets.data_ptr(),
@@ -265,10 +276,10 @@ class _Problem(ctypes.Structure):
             *(_address(output), _address(output_gradient)),
             *([column.data_ptr() for column in gradients] or (None, None, None)),
             *([column.stride(0) for column in gradients] or (0, 0, 0)),
-            _address(log_total),
+            _address(level),
             *(0 if bias is None else bias.shape[1] for bias in biases),
             *(_address(bias) for bias in biases),
             *((None, None) if pairs is None else (pairs.buckets.data_ptr(), pairs.first_pair.data_ptr())),
             *(_address(sums) for sums in bias_sums),
-            *(form.scale, 1.0 if form.silu is None else form.silu.divisor),
+            *(form.scale, form.weights.divisor),
         )

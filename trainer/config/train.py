@@ -144,7 +144,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     compiled_kernels: bool = Field(
         False,
-        description="compute objectives, and causal attention by softmax or SiLU, on CPUs by kernels in C++, which each "
+        description="compute objectives, and causal attention over all earlier events, on CPUs by kernels in C++, which each "
         "machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses "
         "AMX if all machines have it. Results differ from those without it by rounding",
     )

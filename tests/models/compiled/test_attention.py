@@ -114,7 +114,7 @@ def context_with(kernel, lengths) -> AttentionContext:
     return context
 
 
-def test_attention_uses_it_for_causal_softmax_and_silu_without_a_window(kernel, monkeypatch):
+def test_attention_uses_it_for_causal_weights_without_a_window(kernel, monkeypatch):
     asked: list[object] = []
     run = AttentionKernel.run
     monkeypatch.setattr(
@@ -125,7 +125,8 @@ def test_attention_uses_it_for_causal_softmax_and_silu_without_a_window(kernel, 
     heads = heads_of(joint_NS, (2, 2, 4, 4))
     silu = {"normalisation": "silu"}
     for settings, uses in (
-        *(({}, 1), ({"window": 3}, 0), ({"mask": "bidirectional"}, 0), ({"normalisation": "entmax15"}, 0)),
+        *(({}, 1), ({"window": 3}, 0), ({"mask": "bidirectional"}, 0)),
+        *(({"normalisation": "entmax15"}, 1), ({"normalisation": "none"}, 0)),
         *((silu, 1), ({**silu, "window": 3}, 0), ({**silu, "mask": "bidirectional"}, 0)),
     ):
         asked.clear()
