@@ -269,7 +269,7 @@ def _group_all(given: GroupJob, limit: TaskLimit, on_progress: OnProgress) -> li
     rows = sum(result.counts.rows_kept for result in results.values())
     on_progress(Progress("group", len(results), total, rows))
     missing = [number for number in range(total) if number not in results]
-    with closing(run_tasks(group_task, given, missing, limit)) as finished:
+    with closing(run_tasks(group_task, given.to_send(), missing, limit)) as finished:
         for number, result in finished:
             results[number] = result
             rows += result.counts.rows_kept

@@ -1,11 +1,14 @@
 """Arrow tables and arrays in temporary files: their columns are pages of a file, which the system can drop from memory.
 
-The files have no name and disappear with their arrays.
+The files have no name and disappear with their arrays, except those of a `StoredArray`, which several processes map.
 """
 
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -15,9 +18,10 @@ import pyarrow as pa
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, reserve_space
-from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.paths import ObjectPath, copy_file
 
 LEAST_BYTES = 1 << 20  # smaller arrays stay in memory
+_COPIES = 16  # of stored objects that a process keeps as temporary files
 
 
 def _local(folder: Path | None) -> Path:
@@ -40,6 +44,42 @@ def mapped_table(table: pa.Table, folder: Path | None = None) -> pa.Table:
         file.flush()
         with pa.memory_map(file.name) as source:  # the columns keep the mapping, not the file, open
             return pa.ipc.open_file(source).read_all()
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file. A process that receives this maps the file, so that all processes of a machine share its pages."""
+
+    path: Path
+    token: str
+    """Differs each time a file is written."""
+
+    @classmethod
+    def write(cls, array: pa.Array, path: Path) -> "StoredArray":
+        """Write an array into a local file."""
+        batch = pa.record_batch([array], names=["value"])
+        with naming(path), pa.ipc.new_file(str(path), batch.schema) as writer:
+            writer.write_batch(batch)
+        return cls(path, secrets.token_hex(8))
+
+    def array(self) -> pa.Array:
+        """Return the array, mapped. Of an object this process keeps one copy in a temporary file."""
+        if isinstance(self.path, ObjectPath):
+            return _copied(self)
+        return _mapped_column(self.path)
+
+
+@lru_cache(_COPIES)
+def _copied(stored: StoredArray) -> pa.Array:
+    with _temporary_file(_local(None)) as file:
+        copy_file(stored.path, Path(file.name))
+        return _mapped_column(Path(file.name))
+
+
+def _mapped_column(path: Path) -> pa.Array:
+    """Return the only column of an Arrow file of one record batch."""
+    with naming(path), pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).column(0)
 
 
 def mapped_zeros(shape: tuple[int, ...], folder: Path | None = None) -> npt.NDArray[np.int64]:

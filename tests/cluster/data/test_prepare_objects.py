@@ -13,6 +13,7 @@ from tests.support.object_store import Store, memory_store
 from tests.support.prepared import config_at, made, write_events
 from trainer.data.dataset.manifest import Manifest, read_manifest, verify_dataset
 from trainer.data.logs.files import find_files
+from trainer.data.prepare import work
 from trainer.data.stream import part_files
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
@@ -70,8 +71,13 @@ def check_same(store: Store, expected: dict[str, bytes]) -> None:
     assert [n for n, data in expected.items() if store.objects[f"bucket/dataset/{n}"][0] != data] == []
 
 
-def test_the_files_are_those_of_a_local_dataset(config: Config, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("least_bytes", [work.LEAST_BYTES, 0])
+def test_the_files_are_those_of_a_local_dataset(
+    config: Config, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_bytes: int
+) -> None:
+    monkeypatch.setattr(work, "LEAST_BYTES", least_bytes)  # of a vocabulary in an object
     manifest = made(config)
+    assert any("values-item.arrow" in line for line in store.log) == (least_bytes == 0)
     assert len(manifest.parts) > 1
     check_same(store, local_files(tmp_path))
     puts = [line.removeprefix("put bucket/dataset/") for line in store.log if line.startswith("put bucket/dataset/")]

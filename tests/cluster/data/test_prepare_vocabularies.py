@@ -1,5 +1,6 @@
 """Vocabularies with more values than the driver holds: the same dataset, byte for byte."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from cluster.data import prepare
 from tests.support.prepared import config_at, made, write_table
 from trainer.data.dataset.manifest import Manifest, verify_dataset
-from trainer.data.prepare import sorted_values
+from trainer.data.prepare import sorted_values, vocabularies, work
 from trainer.data.prepare.totals import Totals
+from trainer.data.prepare.work import GroupJob
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -55,6 +57,8 @@ def test_a_dataset_has_the_same_bytes(
 
     monkeypatch.setattr(sorted_values, "MOST_VALUES", 30)
     monkeypatch.setattr(sorted_values, "LEAST_ROWS", 3)
+    monkeypatch.setattr(work, "LEAST_BYTES", 0)
+    monkeypatch.setattr(vocabularies, "_BLOCK", 40)
     assert prepared(tmp_path, "files", logs) == expected[0]
     (tmp_path / "b.parquet").rename(tmp_path / "logs/b.parquet")
     assert prepared(tmp_path, "files", logs) == expected[1]
@@ -79,3 +83,22 @@ def test_the_driver_holds_no_counts_of_partitions(tmp_path: Path, monkeypatch: p
     assert all(not result.items.numbers.size and result.history_items is None for result in one.grouped)
     assert not one.values.values
     assert int(one.events_of_items[0].sum()) == manifest.counts.rows_kept
+
+
+def test_tasks_receive_the_files_of_large_vocabularies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[GroupJob] = []
+    run_tasks = prepare.run_tasks
+
+    def spy(task: Any, job: Any, *arguments: Any) -> Iterator[tuple[int, Any]]:
+        sent.extend([job] if isinstance(job, GroupJob) else [])
+        return run_tasks(task, job, *arguments)
+
+    monkeypatch.setattr(prepare, "run_tasks", spy)
+    monkeypatch.setattr(work, "LEAST_BYTES", 3000)
+    write_logs(tmp_path / "logs", "a.parquet", 1, 0, 400, text=True)
+    prepared(tmp_path, "one", {"features": {"shop": {"kind": "categorical"}}})
+    [job] = sent
+    assert set(job.stored) == {"item"}
+    assert job.plan.ids["item"].vocabulary is None
+    assert job.plan.ids["shop"].vocabulary is not None  # small ones are part of the job
+    assert not job.stored["item"].path.exists()  # with the work folder

@@ -12,7 +12,7 @@ import pytest
 
 from trainer.errors import UserError
 from trainer.storage import mapped
-from trainer.storage.mapped import ArrayWriter, mapped_table, mapped_zeros
+from trainer.storage.mapped import ArrayWriter, StoredArray, mapped_table, mapped_zeros
 
 PIECES = {
     "text": [pa.array(["a", "é", ""]), pa.array(["skipped", "b" * 100, "\uff5a"]).slice(1), pa.array([], pa.string())],
@@ -34,6 +34,24 @@ def test_an_array_has_the_values_that_were_added(tmp_path: Path, kind: str, most
     assert array.equals(pa.concat_arrays(PIECES[kind] * 3))
     assert pickle.loads(pickle.dumps(array)).equals(array)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_stored_array_is_mapped_by_whoever_receives_it(tmp_path: Path, kind: str) -> None:
+    array = pa.concat_arrays(PIECES[kind] * 3)
+    stored = StoredArray.write(array, tmp_path / "values.arrow")
+    received = pickle.loads(pickle.dumps(stored)).array()
+    (tmp_path / "values.arrow").unlink()  # the mapping remains
+    received.validate(full=True)
+    assert received.equals(array)
+
+
+def test_a_mapped_array_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    stored = StoredArray.write(pa.array(np.arange(100_000)), tmp_path / "values.arrow")
+    before = pa.total_allocated_bytes()
+    array = stored.array()
+    assert pa.total_allocated_bytes() - before < 10_000
+    assert array.nbytes == 800_000
 
 
 def test_an_array_without_pieces_has_its_type() -> None:

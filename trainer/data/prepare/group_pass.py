@@ -69,7 +69,12 @@ def group_task(given: GroupJob, partition: int) -> GroupResult:
     """Group one partition, in the order of the log: chunk by chunk, block by block.
 
     The stored result has the counts by item, the returned one has none.
+
+    Args:
+        given: the job as the driver sends it.
+        partition: the number of the partition.
     """
+    given = given.received()
     job = given.job
     shares: dict[SourceName, _Share] = {
         source: _share(given, partition, source) for source in job.inputs.contracts if source != "items"

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
-from trainer.data.dataset.features import Ids, hash_rows
+from trainer.data.dataset.features import Ids, hash_rows, numbers_of
 from trainer.data.dataset.grouping import Ints
 from trainer.data.dataset.hashing import Distinct, whole
 from trainer.data.dataset.splits import Cuts, LeaveOneOut
-from trainer.data.dataset.vocabulary import read_values
+from trainer.data.dataset.vocabulary import iterate_values, read_values
 from trainer.data.logs.config import CategoricalFeatureConfig
 from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult
 from trainer.data.prepare.sorted_values import CountedValues
 from trainer.data.prepare.work import PrepareJob, saved_result
 from trainer.storage.mapped import ArrayWriter
 
-_BLOCK = 1 << 20  # items with counts in memory at a time
+_BLOCK = 1 << 20  # items in memory at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ def old_values(job: PrepareJob, table: str) -> pa.Array | None:
     """Return the values of a table in the existing dataset, in the order of their ids; None if there are none."""
     if job.existing is None or table not in job.existing.manifest.vocabularies:
         return None
-    return read_values(job.folder, job.existing.manifest, table)
+    values: ArrayWriter | None = None
+    for _, block in iterate_values(job.folder, job.existing.manifest, table):
+        values = values or ArrayWriter(block.type, job.work)
+        values.add(block)
+    return values.array() if values else read_values(job.folder, job.existing.manifest, table)
 
 
 def _vocabulary(job: PrepareJob, table: str, counted: CountedValues | None, min_count: int) -> pa.Array:
@@ -85,7 +89,7 @@ def _vocabulary(job: PrepareJob, table: str, counted: CountedValues | None, min_
     values = ArrayWriter(counted.kind, job.work)
     for block in counted.ascending():
         values.add(whole(block.filter(pc.greater_equal(block.column("count"), min_count)).column("value")))
-    return _after(old, values.array())
+    return _after(job, old, values.array())
 
 
 def _catalogue(job: PrepareJob, counted: CountedValues, config: IdsConfig) -> pa.Array:
@@ -101,13 +105,19 @@ def _catalogue(job: PrepareJob, counted: CountedValues, config: IdsConfig) -> pa
         known.add(whole(block.filter(is_known).column("value")))
         others.add(whole(block.filter(pc.invert(is_known)).column("value")))
     known.add(others.array())
-    return _after(old_values(job, ITEMS), known.array())
+    return _after(job, old_values(job, ITEMS), known.array())
 
 
-def _after(old: pa.Array | None, values: pa.Array) -> pa.Array:
+def _after(job: PrepareJob, old: pa.Array | None, values: pa.Array) -> pa.Array:
+    """Return the old values, then the others in their order."""
     if old is None:
         return values
-    return pa.concat_arrays([old, values.filter(pc.invert(pc.is_in(values, value_set=old)))])
+    both = ArrayWriter(old.type, job.work)
+    both.add(old)
+    is_new = numbers_of(values, old) == 0
+    for first in range(0, len(values), _BLOCK):
+        both.add(values.slice(first, _BLOCK).filter(pa.array(is_new[first : first + _BLOCK])))
+    return both.array()
 
 
 def item_ids(

@@ -8,9 +8,9 @@ import importlib
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
 from trainer.errors import UserError
 from trainer.storage.files import upload
+from trainer.storage.mapped import LEAST_BYTES, StoredArray
 from trainer.storage.objects.paths import ObjectPath
 from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
 
@@ -114,6 +115,29 @@ class GroupJob:
     partitioning: Partitioning
     # Numbers of the chunks that are used.
     chunks: tuple[int, ...]
+    # Large vocabularies in files, by table: the plan of `to_send` does not hold them.
+    stored: Mapping[str, StoredArray] = field(default_factory=dict)
+
+    def to_send(self) -> "GroupJob":
+        """Write large vocabularies into the work folder, and return the job for tasks, which map them."""
+        ids = dict(self.plan.ids)
+        stored = {}
+        for table, own in self.plan.ids.items():
+            if own.vocabulary is None or own.vocabulary.nbytes < LEAST_BYTES:
+                continue
+            path = self.job.work / f"values-{table}.arrow"
+            with complete(path) as local:
+                written = StoredArray.write(own.vocabulary, local)
+            stored[table] = replace(written, path=path)
+            ids[table] = replace(own, vocabulary=None)
+        return replace(self, plan=replace(self.plan, ids=ids), stored=stored)
+
+    def received(self) -> "GroupJob":
+        """Return the job of a task, whose plan has all vocabularies."""
+        ids = dict(self.plan.ids)
+        for table, stored in self.stored.items():
+            ids[table] = replace(ids[table], vocabulary=stored.array())
+        return replace(self, plan=replace(self.plan, ids=ids), stored={})
 
 
 @contextmanager
