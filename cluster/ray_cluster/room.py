@@ -42,9 +42,13 @@ def workers_on(resources: Resources, each: Resources) -> int:
 
 def of_strategy(numbers: Iterable[int], strategy: PlacementStrategy) -> int:
     """Return how many workers fit on nodes. numbers: how many of them each node could hold."""
-    if strategy == "strict_pack":
-        return max(numbers, default=0)
-    return sum(min(1, number) if strategy == "strict_spread" else number for number in numbers)
+    of_nodes = (_at_most(number, strategy) for number in numbers)
+    return max(of_nodes, default=0) if strategy == "strict_pack" else sum(of_nodes)
+
+
+def _at_most(number: int, strategy: PlacementStrategy) -> int:
+    """Return how many workers a strategy puts on a node that could hold `number`."""
+    return min(1, number) if strategy == "strict_spread" else number
 
 
 def room_on(nodes: Iterable[NodeRoom], config: ClusterConfig) -> int:
@@ -71,9 +75,8 @@ def _take(left: list[dict[str, float]], nodes: Sequence[NodeRoom], group: Cluste
     """Subtract the resources of a group from what is left of the nodes, the first ones first. False: it does not fit."""
     placement, missing = group.placed, group.num_workers
     for resources, node in zip(left, nodes, strict=True):
-        number = min(missing, workers_on(resources, group.per_worker) if matches(node.labels, placement.labels) else 0)
-        if placement.strategy == "strict_spread":
-            number = min(1, number)
+        room = workers_on(resources, group.per_worker) if matches(node.labels, placement.labels) else 0
+        number = min(missing, _at_most(room, placement.strategy))
         if placement.strategy == "strict_pack" and number < missing:
             continue
         for name, each in group.per_worker.items():
