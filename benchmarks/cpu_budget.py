@@ -1,39 +1,31 @@
 """Quality after a budget of processor time on one core: `python -m benchmarks.cpu_budget CONFIG --json FILE`.
 
 A run of a few steps measures the processor time of a step. The budget then gives the number of steps, to which the schedule of the
-learning rate is fitted: the training ends with the budget, and is evaluated on the test split by `shoal evaluate`. Counted is the
-processor time of all threads of the training process, from its start after the imports to the end of the last step.
+learning rate is fitted: the training ends with the budget, and is evaluated by `shoal evaluate`. Counted is the processor time of
+all threads of the training process, from its start after the imports to its end, with its checkpoint.
 """
 
 import argparse
 import json
-import logging
-import multiprocessing
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from cluster.config.run_config import Config, job_of, load_config
+from benchmarks.step_times import RankTimes, rank_times
+from cluster.config.run_config import Config, load_config
 from cluster.data.prepare import prepare
 from cluster.ray_cluster.session import ray_session
-from sharding.world import current_world
-from trainer.config.job import SILENT
-from trainer.loop.train import Training
 
 PROBE_STEPS, PROBE_WARM_UP = 60, 10
 # Of the budget, so that a measured step that is a little faster than the later ones does not exceed it.
 SHARE = 0.97
+LIMIT = timedelta(hours=2)  # of a training, whose processor may be busy with other things
 
 
 @dataclass(frozen=True)
@@ -44,8 +36,7 @@ class Outcome:
     steps: int
     examples: int
     cpu_seconds: float  # never more than the budget, or the command fails
-    seconds: float
-    metrics: dict[str, float]  # of the test split
+    metrics: dict[str, float]  # of the evaluated split
 
 
 def main() -> None:
@@ -81,17 +72,17 @@ def _outcome(arguments: argparse.Namespace, folder: Path, seed: int) -> Outcome:
     probe = _config(arguments, folder, f"probe-{seed}", seed, PROBE_STEPS)
     with ray_session(probe.cluster):
         prepare(probe, lambda progress: None)
-    times = _train(probe)[0]
-    each = (times[-1] - times[PROBE_WARM_UP]) / (len(times) - 1 - PROBE_WARM_UP)
-    start = times[0] - each  # before the first step
-    steps = int((SHARE * arguments.budget - start) / each)
+    times = _train(probe)
+    each = (times.steps[-1] - times.steps[PROBE_WARM_UP]) / (len(times.steps) - 1 - PROBE_WARM_UP)
+    fixed = times.ended - times.started - each * len(times.steps)
+    steps = int((SHARE * arguments.budget - fixed) / each)
     config = _config(arguments, folder, f"run-{seed}", seed, steps)
-    times, seconds = _train(config)
-    if times[-1] > arguments.budget:
-        raise SystemExit(f"seed {seed} took {times[-1]:.1f} s of processor time, more than {arguments.budget:g} s")
-    outcome = Outcome(
-        seed, len(times), len(times) * config.train.batch_size, times[-1], seconds, _evaluate(config, arguments.split)
-    )
+    times = _train(config)
+    spent = times.ended - times.started
+    if spent > arguments.budget:
+        raise SystemExit(f"seed {seed} took {spent:.1f} s of processor time, more than {arguments.budget:g} s")
+    done = len(times.steps)
+    outcome = Outcome(seed, done, done * config.train.batch_size, spent, _evaluate(config, arguments.split))
     print(
         f"seed {seed}: {outcome.steps:,} steps, {outcome.cpu_seconds:.1f} s, ndcg@10 {outcome.metrics['ndcg@10']:.4f}"
     )
@@ -112,42 +103,10 @@ def _config(arguments: argparse.Namespace, folder: Path, name: str, seed: int, s
     return load_config(arguments.config, [*arguments.settings, *(f"{key}={value}" for key, value in settings.items())])
 
 
-def _train(config: Config) -> tuple[list[float], float]:
-    """Train in a process of its own on one thread; return its processor time after each step, and the seconds of the training."""
+def _train(config: Config) -> RankTimes:
+    """Train in a process of its own on one thread; return its processor times."""
     config.run_dir.mkdir(parents=True)
-    receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_rank, args=(config, sending), daemon=True)
-    process.start()
-    sending.close()
-    try:
-        times, seconds = receiving.recv()
-    finally:
-        process.join(60)
-        process.kill()
-    return times, seconds
-
-
-def _rank(config: Config, pipe: Any) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    begin, started = time.process_time(), time.perf_counter()
-    store = config.run_dir / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    training = Training(job_of(config), current_world(torch.device("cpu")), SILENT)
-    times: list[float] = []
-    step = training.step
-
-    def timed(*arguments: Any) -> Any:
-        result = step(*arguments)
-        times.append(time.process_time() - begin)
-        return result
-
-    training.step = timed  # type: ignore[assignment]
-    training.run()
-    pipe.send((times, time.perf_counter() - started))
-    dist.destroy_process_group()
+    return rank_times(config, clock=time.process_time, limit=LIMIT)
 
 
 def _evaluate(config: Config, split: str) -> dict[str, float]:

@@ -5,6 +5,8 @@ import logging
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,6 +24,18 @@ WARM_UP = 4  # steps that are not measured
 TIMEOUT = timedelta(minutes=5)
 
 
+@dataclass(frozen=True)
+class RankTimes:
+    """Times of the first rank of a training by one clock, in seconds."""
+
+    started: float
+    """After the imports, before the model is built."""
+    steps: list[float]
+    """The beginning of each step."""
+    ended: float
+    """After the training, its last checkpoint included."""
+
+
 def step_seconds(config: Config) -> float:
     """Train on rank processes, and return the median time of a step of the first rank after the warm-up."""
     steps = [later - earlier for earlier, later in itertools.pairwise(step_times(config))]
@@ -33,23 +47,36 @@ def step_times(config: Config, threads: int = 1) -> list[float]:
 
     threads: of each rank.
     """
+    return rank_times(config, threads).steps
+
+
+def rank_times(
+    config: Config, threads: int = 1, clock: Callable[[], float] = time.perf_counter, limit: timedelta = TIMEOUT
+) -> RankTimes:
+    """Train on rank processes, and return the times of the first rank.
+
+    Args:
+        config: of the run.
+        threads: of each rank.
+        clock: a function of time, such as time.process_time.
+        limit: of the training. Raises TimeoutError beyond it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # each rank is a fork of one import
     size = config.cluster.num_workers
-    store = config.run_dir / "store"
     pipes: list[Connection] = []
     processes = []
     for rank in range(size):
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(rank, threads, config, str(store), sending), daemon=True)
+        process = context.Process(target=_rank, args=(rank, threads, config, clock, sending), daemon=True)
         process.start()
         sending.close()
         pipes.append(receiving)
         processes.append(process)
     try:
-        if not wait(pipes[:1], TIMEOUT.total_seconds()):
-            raise TimeoutError(f"{size} workers did not train within {TIMEOUT}")
-        times: list[float] = pipes[0].recv()
+        if not wait(pipes[:1], limit.total_seconds()):
+            raise TimeoutError(f"{size} workers did not train within {limit}")
+        times: RankTimes = pipes[0].recv()
     finally:
         for process in processes:
             process.join(30)
@@ -57,23 +84,25 @@ def step_times(config: Config, threads: int = 1) -> list[float]:
     return times
 
 
-def _rank(rank: int, threads: int, config: Config, store: str, pipe: Connection) -> None:
-    """Train as one rank, and send the times at which its steps began."""
+def _rank(rank: int, threads: int, config: Config, clock: Callable[[], float], pipe: Connection) -> None:
+    """Train as one rank, and send its times."""
+    started = clock()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     size = config.cluster.num_workers
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
+    store = f"file://{config.run_dir / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
     training = Training(job_of(config), current_world(torch.device("cpu")), SILENT)
-    times: list[float] = []
+    steps: list[float] = []
     start = training.step.start
 
     def timed(*arguments: Any) -> Any:
-        times.append(time.perf_counter())
+        steps.append(clock())
         return start(*arguments)
 
     object.__setattr__(training.step, "start", timed)
     training.run()
-    pipe.send(times)
+    pipe.send(RankTimes(started, steps, clock()))
     dist.barrier()
     dist.destroy_process_group()
