@@ -3,7 +3,8 @@
     python -m benchmarks.compiled --json docs/results/benchmark_compiled.json                          # measures
     python -m benchmarks.compiled --json docs/results/benchmark_compiled.json --page docs/objectives.md
 
-Each is forward and backward: SiLU attention with biases, objectives with negatives that all targets share, and whole steps of HSTU.
+Each is forward and backward: attention with and without biases, objectives with negatives that all targets share, and whole steps
+of HSTU.
 """
 
 import itertools
@@ -37,6 +38,15 @@ from sharding.tables.initialize import initialize_tables
 
 NUM_HISTORIES, MAX_HISTORY, NUM_ITEMS, WIDTH, NUM_HEADS = 128, 200, 3416, 64, 2
 NUM_NEGATIVES = (128, 512)
+# Normalisation and bias of attentions.
+FORMS = (
+    ("silu", "none"),
+    ("silu", "position"),
+    ("silu", "both"),
+    ("softmax", "both"),
+    ("entmax15", "none"),
+    ("entmax15", "both"),
+)
 PRECISIONS = (torch.float32, torch.bfloat16)
 DAY = 86_400
 TORCH = "torch's operations"
@@ -94,8 +104,8 @@ def _attentions(kernels: CompiledKernels) -> Iterator[Choices]:
     generator = torch.Generator().manual_seed(1)
     times = torch.randint(0, DAY, (int(offsets[-1]),), generator=generator).cumsum(0)
     heads = [torch.randn(times.numel(), NUM_HEADS, WIDTH // NUM_HEADS, generator=generator) for _ in range(3)]
-    for bias in ("none", "position", "both"):
-        config = AttentionConfig.model_validate({"num_heads": NUM_HEADS, "normalisation": "silu", "bias": bias})
+    for normalisation, bias in FORMS:
+        config = AttentionConfig.model_validate({"num_heads": NUM_HEADS, "normalisation": normalisation, "bias": bias})
         position = PositionBias("exact", NUM_HEADS, MAX_HISTORY, False) if config.uses_position else None
         time_bias = TimeBias("bucketed", NUM_HEADS) if config.uses_time else None
         parts = AttentionTerms(config, (WIDTH // NUM_HEADS) ** -0.5, MAX_HISTORY, position, time_bias)
@@ -114,7 +124,8 @@ def _attentions(kernels: CompiledKernels) -> Iterator[Choices]:
             return work
 
         name = {"none": "no bias", "position": "bias of positions", "both": "biases of positions and times"}[bias]
-        yield f"SiLU attention, {name}", "events/s", float(times.numel()), of_kernels
+        form = {"silu": "SiLU", "entmax15": "entmax"}.get(normalisation, normalisation)
+        yield f"{form} attention, {name}", "events/s", float(times.numel()), of_kernels
 
 
 def _objectives(kernels: CompiledKernels) -> Iterator[Choices]:
