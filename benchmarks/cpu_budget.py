@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="processor time of a training")
+    parser.add_argument(
+        "--steps", type=int, help="of a training, by default as many as the budget allows by a short run"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="settings are chosen on validation"
@@ -72,10 +75,7 @@ def _outcome(arguments: argparse.Namespace, folder: Path, seed: int) -> Outcome:
     probe = _config(arguments, folder, f"probe-{seed}", seed, PROBE_STEPS)
     with ray_session(probe.cluster):
         prepare(probe, lambda progress: None)
-    times = _train(probe)
-    each = (times.steps[-1] - times.steps[PROBE_WARM_UP]) / (len(times.steps) - 1 - PROBE_WARM_UP)
-    fixed = times.ended - times.started - each * len(times.steps)
-    steps = int((SHARE * arguments.budget - fixed) / each)
+    steps = arguments.steps or _steps_within(arguments.budget, _train(probe))
     config = _config(arguments, folder, f"run-{seed}", seed, steps)
     times = _train(config)
     spent = times.ended - times.started
@@ -87,6 +87,13 @@ def _outcome(arguments: argparse.Namespace, folder: Path, seed: int) -> Outcome:
         f"seed {seed}: {outcome.steps:,} steps, {outcome.cpu_seconds:.1f} s, ndcg@10 {outcome.metrics['ndcg@10']:.4f}"
     )
     return outcome
+
+
+def _steps_within(budget: float, probe: RankTimes) -> int:
+    """Return how many steps a budget allows, by the processor times of a short run."""
+    each = (probe.steps[-1] - probe.steps[PROBE_WARM_UP]) / (len(probe.steps) - 1 - PROBE_WARM_UP)
+    fixed = probe.ended - probe.started - each * len(probe.steps)
+    return int((SHARE * budget - fixed) / each)
 
 
 def _config(arguments: argparse.Namespace, folder: Path, name: str, seed: int, steps: int) -> Config:

@@ -10,6 +10,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,26 @@ SASREC: dict[str, Any] = {
     },
     "tables": {"item": {"dim": 64, "sharding": "data_parallel"}},
 }
-# By name: the model, and whether a batch is a number of events, with its histories dealt by length.
-MODELS: dict[str, tuple[dict[str, Any], bool]] = {
-    "HSTU, 256 negatives": (PREDICTED, False),
-    "HSTU, 256 negatives, dealt by length": (PREDICTED, True),
-    "SASRec, full softmax": (SASREC, False),
-    "SASRec, full softmax, dealt by length": (SASREC, True),
-}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A training to compare."""
+
+    name: str
+    model: dict[str, Any]
+    batch: int = BATCH  # histories of each worker, on average
+    by_events: bool = False  # a batch is a number of events, and its histories are dealt by length
+
+
+CASES = (
+    _Case(f"HSTU, 256 negatives, {BATCH} histories", PREDICTED),
+    _Case(f"HSTU, 256 negatives, {BATCH} histories, dealt by length", PREDICTED, by_events=True),
+    _Case(f"HSTU, 256 negatives, {4 * BATCH} histories, dealt by length", PREDICTED, 4 * BATCH, by_events=True),
+    _Case(f"SASRec, full softmax, {BATCH} histories", SASREC),
+    _Case(f"SASRec, full softmax, {BATCH} histories, dealt by length", SASREC, by_events=True),
+    _Case(f"SASRec, full softmax, {4 * BATCH} histories, dealt by length", SASREC, 4 * BATCH, by_events=True),
+)
 
 
 def main() -> None:
@@ -54,28 +68,35 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
     with ray_session(first.cluster):
         prepare(first, lambda progress: None)
     models: dict[str, dict[str, list[float]]] = {}
-    for name, (model, by_events) in MODELS.items():
+    for case in CASES:
         sides: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
         for _ in range(turns):
-            sides["alone"].append(step_seconds(config_of(folder, "alone", model, BATCH, 1, False, by_events)))
-            sides["apart"].append(_apart(folder, model, by_events))
-            sides["together"].append(step_seconds(config_of(folder, "together", model, 2 * BATCH, 2, False, by_events)))
-        models[name] = sides
+            sides["alone"].append(_seconds(folder, "alone", case, 1))
+            sides["apart"].append(_apart(folder, case))
+            sides["together"].append(_seconds(folder, "together", case, 2))
+        models[case.name] = sides
     machine = platform.processor() or platform.machine()
     return {
         "machine": machine,
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
-        "batch": BATCH,
         "models": models,
     }
 
 
-def _apart(folder: Path, model: dict[str, Any], by_events: bool) -> float:
+def _seconds(folder: Path, side: str, case: _Case, workers: int) -> float:
+    """Return the seconds of a step of a training."""
+    return step_seconds(
+        config_of(
+            folder, side, case.model, workers * case.batch, workers, measures_tables=False, by_events=case.by_events
+        )
+    )
+
+
+def _apart(folder: Path, case: _Case) -> float:
     """Return the mean over two trainings at the same time of the seconds of a step."""
-    configs = [config_of(folder, f"apart-{number}", model, BATCH, 1, False, by_events) for number in range(2)]
     with ThreadPoolExecutor(2) as threads:
-        return statistics.mean(threads.map(step_seconds, configs))
+        return statistics.mean(threads.map(lambda number: _seconds(folder, f"apart-{number}", case, 1), range(2)))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import reliability_page, start_up, weak_scaling
+from benchmarks import early_ids, reliability_page, start_up, weak_scaling
 from benchmarks.pages import with_table
 
 
@@ -32,7 +32,14 @@ def test_two_workers_are_compared_with_twice_one_and_with_two_apart() -> None:
     assert row == "| HSTU | 10.0 ms | 12.5 ms | 15.0 ms | 80% (50% - 80%) | 80% (80% - 80%) | 100% (62% - 100%) |"
 
 
-@pytest.mark.parametrize(("benchmark", "page"), [(start_up, "cluster"), (weak_scaling, "sharding")])
+def test_steps_with_early_ids_are_compared_turn_by_turn() -> None:
+    row = early_ids.table({"models": {"HSTU": {"plain": [0.010, 0.030], "early": [0.020, 0.020]}}}).splitlines()[2]
+    assert row == "| HSTU | 20.0 ms | 20.0 ms | 1.00 (0.50 - 1.50) |"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "page"), [(start_up, "cluster"), (weak_scaling, "sharding"), (early_ids, "sharding")]
+)
 def test_the_pages_show_the_stored_figures(benchmark: Any, page: str) -> None:
     docs = reliability_page.PAGE.parent
     results = json.loads((docs / f"results/{benchmark.__name__.rpartition('.')[2]}.json").read_text(encoding="utf-8"))
