@@ -25,7 +25,7 @@ from cluster.ray_cluster.session import ray_session
 PROBE_STEPS, PROBE_WARM_UP = 60, 10
 # Of the budget, so that a measured step that is a little faster than the later ones does not exceed it.
 SHARE = 0.97
-LIMIT = timedelta(hours=2)  # of a training, whose processor may be busy with other things
+LIMIT = timedelta(hours=2)  # of a training while other work runs
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class PairBuckets:
 
 @dataclass(frozen=True)
 class WeightForm:
-    """How scores become weights, and the biases of scores."""
+    """The form of weights and the biases of scores."""
 
     normalisation: str = "softmax"
     """One of NORMALISATIONS."""

@@ -15,7 +15,7 @@ def test_the_page_of_results_shows_the_stored_runs() -> None:
 
 
 def store(folder: Path, seed: int, ndcg: float, validation: list[tuple[int, float]]) -> None:
-    """Store a run whose checkpoint of step 20 was tested."""
+    """Store a run, of which the checkpoint of step 20 was tested."""
     folder.mkdir()
     metrics: dict[str, Any] = {"ndcg@10": ndcg, "hr@10": 2 * ndcg, "mrr": ndcg / 2}
     interval = {"ndcg@10": [ndcg - 0.01, ndcg + 0.01]}

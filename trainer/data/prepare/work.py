@@ -133,7 +133,7 @@ class GroupJob:
         return replace(self, plan=replace(self.plan, ids=ids), stored=stored)
 
     def received(self) -> "GroupJob":
-        """Return the job of a task, whose plan has all vocabularies."""
+        """Return the job of a task, with all vocabularies in its plan."""
         ids = dict(self.plan.ids)
         for table, stored in self.stored.items():
             ids[table] = replace(ids[table], vocabulary=stored.array())
