@@ -3,13 +3,15 @@
 docs/results/RUN/config.json         of the run
 docs/results/RUN/metrics.json        of the test split
 docs/results/RUN/validation.jsonl    the lines of validation of its metrics.jsonl, if they were kept
+docs/results/cpu_budget.json         the figures of `python -m benchmarks.cpu_budget`
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pages import markdown, stored_figures, with_table
 
@@ -21,6 +23,13 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "LiGR as published": ("movielens1m/ligr_1", "movielens1m/ligr_2", "movielens1m/ligr_3"),
         "HSTU, position bias": ("movielens1m/hstu_1", "movielens1m/hstu_2", "movielens1m/hstu_3"),
         "LiGR, entmax, position bias": ("movielens1m/best_1", "movielens1m/best_2", "movielens1m/best_3"),
+    },
+    "runs movielens1m times": {
+        "LiGR, entmax, all events": (
+            "movielens1m_times/ligr_1",
+            "movielens1m_times/ligr_2",
+            "movielens1m_times/ligr_3",
+        ),
     },
 }
 HEADER = ("", "seed", "validation NDCG@10", "NDCG@10", "95 % interval", "HR@10", "MRR")
@@ -48,7 +57,7 @@ def with_tables(text: str, folder: Path) -> str:
     for mark, groups in TABLES.items():
         lines = [line for name, runs in groups.items() for line in rows(name, [read(folder / run) for run in runs])]
         text = with_table(text, mark, markdown(HEADER, lines))
-    return text
+    return with_table(text, "cpu budget", within_budget(stored_figures(folder / "cpu_budget.json")))
 
 
 def read(folder: Path) -> StoredRun:
@@ -82,6 +91,24 @@ def rows(name: str, runs: Sequence[StoredRun]) -> list[list[str]]:
     of_validation = _spread(validations) if len(validations) == len(runs) else ""
     mrr = _spread([run.mrr for run in runs])
     return [*lines, ["", "mean, standard deviation", of_validation, spread[0], "", spread[1], mrr]]
+
+
+def within_budget(figures: Mapping[str, Any]) -> str:
+    """Return a line for each training within a budget of processor time, and one of their means and standard deviations."""
+    outcomes = figures["outcomes"]
+    lines = [
+        [
+            str(each["seed"]),
+            f"{each['steps']:,}",
+            f"{each['cpu_seconds']:.0f} s",
+            f"{each['metrics']['ndcg@10']:.4f}",
+            f"{each['metrics']['hr@10']:.4f}",
+        ]
+        for each in outcomes
+    ]
+    spread = [_spread([each["metrics"][name] for each in outcomes]) for name in ("ndcg@10", "hr@10")]
+    header = ["seed", "steps", "processor time", f"{figures['split']} NDCG@10", "HR@10"]
+    return markdown(header, [*lines, ["mean, standard deviation", "", "", *spread]])
 
 
 def _validation(path: Path, checkpoint: str) -> float | None:

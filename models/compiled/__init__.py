@@ -3,7 +3,7 @@
 Importing this package imports no torch.
 
 Files:
-    attention.cpp         forms of the attention: softmax, and SiLU with biases
+    attention.cpp         forms of the attention: softmax, SiLU, sparsemax and entmax, and their biases
     attention.h           causal attention of packed histories, forward and backward
     attention.py          its autograd function
     build.py              compilation of the sources, once per machine and version

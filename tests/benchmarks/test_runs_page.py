@@ -43,3 +43,15 @@ def test_a_mean_of_validations_needs_all_of_them(tmp_path: Path) -> None:
     store(tmp_path / "two", 2, 0.1, [(20, 0.11)])
     lines = runs_page.rows("model", [runs_page.read(tmp_path / name) for name in ("one", "two")])
     assert [line[2] for line in lines] == ["", "0.1100", ""]
+
+
+def test_trainings_within_a_budget_have_their_time_and_their_quality() -> None:
+    outcomes = [
+        {"seed": seed, "steps": 1600, "cpu_seconds": 590.4, "metrics": {"ndcg@10": ndcg, "hr@10": 0.3}}
+        for seed, ndcg in ((1, 0.17), (2, 0.18))
+    ]
+    assert runs_page.within_budget({"split": "test", "outcomes": outcomes}).splitlines()[2:] == [
+        "| 1 | 1,600 | 590 s | 0.1700 | 0.3000 |",
+        "| 2 | 1,600 | 590 s | 0.1800 | 0.3000 |",
+        "| mean, standard deviation |  |  | 0.1750, 0.0071 | 0.3000, 0.0000 |",
+    ]

@@ -4,7 +4,7 @@ A run's placement.json has the mean time of a step by part, matmul_peak.json the
 efficiency, memory_factor, step_seconds and block_seconds: what is left of a step without its tables is one factor times the dense
 work of the profile, step_seconds, and block_seconds for each block (sharding.planning.calibrate). Products and bytes share the
 factor, because the work of similar models hardly separates the two. Runs with as many threads as cores give busy_core_speed, from
-their dense part. Runs on several workers give the latency of a sum, from what is then left of a step.
+their dense part, which includes block_seconds. Runs on several workers give the latency of a sum, from what is then left of a step.
 """
 
 from collections.abc import Sequence
@@ -132,7 +132,11 @@ def _step(run: MeasuredRun, constants: Constants) -> StepSeconds:
 def _fit_speed(runs: Sequence[MeasuredRun], constants: Constants, source: str) -> Constant:
     """Return the speed of a core while all cores work: the dense part that is predicted at full speed over the measured one."""
     alone = replace(constants, busy_core_speed=Constant(1.0, source))
-    speeds = [_step(run, alone).dense / run.dense_seconds for run in runs]
+    speeds = []
+    for run in runs:
+        of_blocks = constants.block_seconds.value * dense_work(run.config, run.examples, run.workers).num_blocks
+        predicted = _step(run, alone).dense + of_blocks * _machine(run, alone).slowdown
+        speeds.append(predicted / run.dense_seconds)
     return Constant(min(1.0, float(median(speeds))), source)
 
 
