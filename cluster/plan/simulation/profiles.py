@@ -10,7 +10,7 @@ from cluster.plan.simulation.config import SimulationConfig
 from trainer.config.train import Precision
 
 GIGA = 10**9
-MEASURED = "measured on an idle machine of 2 cores, rounded (python -m benchmarks.simulation)"
+MEASURED = "measured on a machine of 2 cores with work of low priority, rounded (python -m benchmarks.simulation)"
 DATA_SHEET = "data sheet"
 ASSUMED = "assumed, not measured"
 LLAMA = "419 unexpected interruptions of 2,048 hosts in 54 days (The Llama 3 Herd of Models, 2024, section 3.3.4, arXiv 2407.21783)"
@@ -103,15 +103,15 @@ def gpu_profile(preset: str, precision: Precision, host_bandwidth: float) -> Con
 def cpu_profile(cores: int) -> Constants:
     """Return the constants of a CPU worker. cores: of a host like this machine."""
     return Constants(
-        peak_flops=Constant(190e9, MEASURED),
+        peak_flops=Constant(150e9, MEASURED),
         efficiency=Constant(0.16, MEASURED),
         memory_factor=Constant(1.8, MEASURED),
-        step_seconds=Constant(4e-3, MEASURED),
-        block_seconds=Constant(3e-3, MEASURED),
+        step_seconds=Constant(0.6e-3, MEASURED),
+        block_seconds=Constant(8.5e-3, MEASURED),
         cores_per_host=Constant(cores, "this machine"),
-        busy_core_speed=Constant(0.67, MEASURED),
+        busy_core_speed=Constant(0.85, MEASURED),
         latency_seconds=None,
-        sum_latency_seconds=Constant(0.2e-3, MEASURED),
+        sum_latency_seconds=Constant(7e-3, MEASURED),
         latency_per_doubling_seconds=Constant(0.0, ASSUMED),
         bytes_per_event=None,
         read_bandwidth=Constant(
