@@ -74,7 +74,8 @@ def _peers() -> list[Goal]:
 def _quality() -> list[Goal]:
     """Return the goals of quality, with a figure for each seed."""
     budget = "cpu_budget.json"
-    within = [outcome["metrics"]["ndcg@10"] for outcome in stored_figures(RESULTS / budget)["outcomes"]]
+    outcomes = stored_figures(RESULTS / budget)["outcomes"] if (RESULTS / budget).is_file() else []
+    within = [outcome["metrics"]["ndcg@10"] for outcome in outcomes]
     folder = "movielens1m_times"
     runs = sorted((RESULTS / folder).glob("ligr_*/metrics.json"))
     timed = [stored_figures(path)["metrics"]["ndcg@10"] for path in runs]
