@@ -25,7 +25,11 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "LiGR, entmax, position bias": ("movielens1m/best_1", "movielens1m/best_2", "movielens1m/best_3"),
     },
     "runs movielens1m times": {
-        "LiGR, entmax, all events": ("movielens1m_times/ligr_1",),
+        "LiGR, entmax, all events": (
+            "movielens1m_times/ligr_1",
+            "movielens1m_times/ligr_2",
+            "movielens1m_times/ligr_3",
+        ),
     },
 }
 HEADER = ("", "seed", "validation NDCG@10", "NDCG@10", "95 % interval", "HR@10", "MRR")
