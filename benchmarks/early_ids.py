@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import markdown, measure_or_show
-from benchmarks.simulation import BATCH, MEAN_EVENTS, NUM_ITEMS, NUM_USERS, PREDICTED, config_of
+from benchmarks.simulation import BATCH, PREDICTED, config_of, prepared
 from benchmarks.step_times import step_seconds
 from cluster.config.run_config import Config
-from cluster.data.prepare import prepare
-from cluster.ray_cluster.session import ray_session
-from trainer.data.synthetic.log import generate
-from trainer.data.synthetic.world import SyntheticConfig
 
 MARK = "early ids"
 WORKERS = 2
@@ -40,13 +36,7 @@ def main() -> None:
 
 def measure(folder: Path, turns: int) -> dict[str, Any]:
     """Return the seconds of a step of each side in each turn, by model."""
-    logs = SyntheticConfig(
-        num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
-    )
-    generate(logs, folder / "logs")
-    first = config_of(folder, "first", PREDICTED, BATCH, 1)
-    with ray_session(first.cluster):
-        prepare(first, lambda progress: None)
+    prepared(folder)
     models: dict[str, dict[str, list[float]]] = {}
     for name, model in MODELS.items():
         sides: dict[str, list[float]] = {"plain": [], "early": []}

@@ -110,13 +110,7 @@ def compare(folder: Path, turns: int) -> Iterator[Comparison]:
 
 def measure(folder: Path, turns: int) -> Result:
     """Return predictions and measurements. Starts Ray to prepare the logs, unless it runs."""
-    logs = SyntheticConfig(
-        num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
-    )
-    generate(logs, folder / "logs")
-    first = config_of(folder, "predicted", PREDICTED, BATCH, 1)
-    with ray_session(first.cluster):
-        prepare(first, lambda progress: None)
+    first = prepared(folder)
     each = [_turn(folder, first) for _ in range(turns)]
     steps = tuple(
         Step(case[0].scaling, case[0].workers, case[0].batch, *_transposed(case))
@@ -125,6 +119,18 @@ def measure(folder: Path, turns: int) -> Result:
     constants = {name: [turn.constants[name] for turn in each] for name in each[0].constants}
     machine = platform.processor() or platform.machine()
     return Result(machine, os.cpu_count() or 1, os.getloadavg(), constants, steps)
+
+
+def prepared(folder: Path) -> Config:
+    """Generate and prepare the logs of all runs of a folder, and return the config of one. Starts Ray, unless it runs."""
+    logs = SyntheticConfig(
+        num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
+    )
+    generate(logs, folder / "logs")
+    first = config_of(folder, "predicted", PREDICTED, BATCH, 1)
+    with ray_session(first.cluster):
+        prepare(first, lambda progress: None)
+    return first
 
 
 @dataclass(frozen=True)
