@@ -75,7 +75,7 @@ def test_a_run_lives_on_a_cluster_and_an_object_storage(config: Path, bucket: Pa
     run = bucket / "runs/demo"
     faults = tmp_path / "faults.json"
     faults.write_text(json.dumps([{"name": "upload", "point": "writing", "rank": 1, "step": 40, "action": "kill"}]))
-    with ray_head(environment={**os.environ, VARIABLE: str(faults)}) as head, ExitStack() as ended:
+    with ray_head(environment={VARIABLE: str(faults)}) as head, ExitStack() as ended:
         submit = ["submit", str(config), "--dashboard", head.dashboard]
         first = shoal(*submit, *settings(bucket, **{"train.epochs": 100000}))
         ended.callback(end_family, first)
