@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import re
 import resource
 from pathlib import Path
 
@@ -46,6 +47,32 @@ def test_memory_that_was_freed_is_used_again_without_page_faults():
         after = pool.apply(faults_of_a_chain)
     assert before > 1000
     assert after < before / 10
+
+
+def huge_bytes_of_tensors() -> int:
+    """Return the bytes of huge pages with small tensors of 200 MB, after free memory was returned once."""
+    release = memory_trimmer()
+    for _ in range(2):
+        tensors = [torch.ones(250_000) for _ in range(200)]
+        huge = re.search(r"AnonHugePages:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+        assert huge is not None
+        assert len(tensors) == 200
+        del tensors
+        release()
+    return int(huge[1]) * 1024
+
+
+def test_the_heap_has_huge_pages():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text() or not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("this system has no huge pages for those who ask")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        without = pool.apply(huge_bytes_of_tensors)
+        pool.apply(keep_freed_memory)
+        huge = pool.apply(huge_bytes_of_tensors)
+    assert huge > 100 * 2**20
+    assert "[always]" in setting.read_text() or without < 10 * 2**20
 
 
 SIZE = 200 * 2**20
