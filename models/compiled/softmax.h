@@ -5,8 +5,9 @@
 //
 // Of every target t the kernels compute log Z_t, Z_t = sum_c exp(s_tc) (+ exp(own_t)), with the scores
 // s_tc = user_t . item_c * scale - shift_c, and with p_tc = exp(s_tc) / Z_t the products
-// user_gradient = scale P V and item_gradient = scale P^T U. If the targets are among the candidates, the gradients are those of
-// log Z_t - own_t, that is, with 1 less at the target. Otherwise the caller adds what follows from own_t.
+// user_gradient = scale P V and item_gradient = scale P^T U. If the targets are given, the gradients are those of log Z_t - own_t, with 1 less
+// at the target: targets among the candidates, or vectors of their own, which have a gradient then. Otherwise the caller adds what follows
+// from own_t.
 //
 // Exponentials are powers of 2 of s - r with an integer reference r_t >= own_t, so that a change of r is exact. Weights are not divided
 // by Z: the rows of U are, which are D / C as many numbers. A score that is larger than r by LIMIT makes the block start again
@@ -41,7 +42,8 @@ struct Problem {
   const float* user;           // (T, D)
   const float* item;           // (C, D)
   const int64_t* target;       // (T), the target among the candidates, or null
-  float* own;                  // (T), the score of the target itself, which is computed if `target` is given
+  const float* positive;       // (T, D), the vectors of targets that are not among the candidates, or null
+  float* own;                  // (T), the score of the target itself, which is computed if `target` or `positive` is given
   const float* shift;          // (C) or null
   const int64_t* hit_order;    // candidates by id, or null: candidates hit_order[first .. first + count] of a target are left out
   const int64_t* hit_first;    // (T)
@@ -49,6 +51,7 @@ struct Problem {
   float* total;                // (T), log Z, or the sum of a binary loss
   float* user_gradient;        // (T, D)
   float* item_gradient;        // (C, D)
+  float* positive_gradient;    // (T, D), with `positive`
   int64_t own_counts;          // whether exp(own) is in Z in addition to the candidates
   float scale;
 };
@@ -160,20 +163,23 @@ class Driver {
     return round_up((problem_.num_candidates + number - 1) / number, PANEL);
   }
 
+  // The vector of the target, or null.
+  const float* target_of(int64_t t) const {
+    if (problem_.target != nullptr) return problem_.item + problem_.target[t] * problem_.width;
+    return problem_.positive == nullptr ? nullptr : problem_.positive + t * problem_.width;
+  }
+
   void begin_rows() {
+    if (Kernel::BINARY) return;
     const int64_t width = problem_.width;
+#pragma omp parallel for num_threads(threads_) schedule(static)
     for (int64_t t = 0; t < problem_.num_targets; t++) {
-      float* gradient = problem_.user_gradient + t * width;
-      std::fill_n(gradient, width, 0.0f);
-      if (Kernel::BINARY) continue;
-      if (problem_.target != nullptr) {
-        const float* item = problem_.item + problem_.target[t] * width;
+      if (const float* item = target_of(t)) {
         const float* user = problem_.user + t * width;
         float score = 0.0f;
 #pragma omp simd reduction(+ : score)
         for (int64_t d = 0; d < width; d++) score += user[d] * item[d];
         problem_.own[t] = score * problem_.scale;
-        for (int64_t d = 0; d < width; d++) gradient[d] = -problem_.scale * item[d];
       }
       const float own = problem_.own[t] * LOG2_E;
       reference_[t] = std::ceil(own == -std::numeric_limits<float>::infinity() ? -1e30f : own);
@@ -238,8 +244,26 @@ class Driver {
     problem_.total[t] = Kernel::BINARY ? total : (block.reference[r] + std::log2(total)) * LN_2;
     float* gradient = problem_.user_gradient + t * problem_.width;
     const float* sums = kernel.user_row(r);
+    if (items_.first == 0) begin_gradient(t, factor, block.reference[r]);
     for (int64_t d = 0; d < problem_.width; d++) gradient[d] += sums[d] * factor;
     kernel.set_row(problem_, block, r, factor);
+  }
+
+  // Writes the part of a target's gradients that follows from its own score.
+  void begin_gradient(int64_t t, float factor, float reference) {
+    const int64_t width = problem_.width;
+    float* gradient = problem_.user_gradient + t * width;
+    const float* item = Kernel::BINARY ? nullptr : target_of(t);
+    if (item == nullptr) {
+      std::fill_n(gradient, width, 0.0f);
+      return;
+    }
+    const float share = problem_.own_counts ? factor * std::exp2(problem_.own[t] * LOG2_E - reference) : 0.0f;
+    const float of_own = share - problem_.scale;
+    for (int64_t d = 0; d < width; d++) gradient[d] = of_own * item[d];
+    if (problem_.positive == nullptr) return;
+    const float* user = problem_.user + t * width;
+    for (int64_t d = 0; d < width; d++) problem_.positive_gradient[t * width + d] = of_own * user[d];
   }
 
   const Problem& problem_;

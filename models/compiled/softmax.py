@@ -40,6 +40,8 @@ class SharedTerms:
     """The gradient of its sum by the users, (T, D)."""
     item_gradient: Tensor
     """The gradient of its sum by the items, (C, D)."""
+    positive_gradient: Tensor | None
+    """The gradient of its sum by the vectors of targets that are not among the items, (T, D), if they are given."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class SoftmaxKernels:
         own_T: Tensor,
         temperature: float,
         target_T: Tensor | None = None,
+        positive_TD: Tensor | None = None,
         shift_C: Tensor | None = None,
         hits: Hits | None = None,
     ) -> SharedTerms:
@@ -73,13 +76,16 @@ class SoftmaxKernels:
         Args:
             user_TD: vectors of the targets' histories, float32.
             item_CD: vectors of the candidates, float32.
-            own_T: the targets' own scores, float32, one more candidate of each target. With `target_T` they are written here.
+            own_T: the targets' own scores, float32, one more candidate of each target. With `target_T` or `positive_TD` they are
+                written here.
             temperature: divides the scores of candidates.
             target_T: the places of the targets among the candidates, int64. The gradients are then those of total - own.
+            positive_TD: the vectors of targets that are not among the candidates, float32. The gradients are then those of total
+                - own too.
             shift_C: is subtracted from the scores of candidates.
             hits: candidates that do not count.
         """
-        return self._run("softmax", user_TD, item_CD, own_T, temperature, target_T, shift_C, hits)
+        return self._run("softmax", user_TD, item_CD, own_T, temperature, target_T, positive_TD, shift_C, hits)
 
     def binary_terms(
         self,
@@ -90,7 +96,7 @@ class SoftmaxKernels:
         hits: Hits | None = None,
     ) -> SharedTerms:
         """Return the terms of candidates that are no targets: totals are sums of log(1 + exp(score)). Arguments as in `terms`."""
-        return self._run("binary", user_TD, item_CD, None, temperature, None, shift_C, hits)
+        return self._run("binary", user_TD, item_CD, None, temperature, None, None, shift_C, hits)
 
     def _run(
         self,
@@ -100,16 +106,23 @@ class SoftmaxKernels:
         own_T: Tensor | None,
         temperature: float,
         target_T: Tensor | None,
+        positive_TD: Tensor | None,
         shift_C: Tensor | None,
         hits: Hits | None,
     ) -> SharedTerms:
         user_TD, item_CD = user_TD.detach().contiguous(), item_CD.detach().contiguous()
         target_T = None if target_T is None else target_T.contiguous()
         shift_C = None if shift_C is None else shift_C.to(torch.float32).contiguous()
-        terms = SharedTerms(user_TD.new_empty(user_TD.shape[0]), torch.empty_like(user_TD), torch.empty_like(item_CD))
+        positive_TD = None if positive_TD is None else positive_TD.detach().contiguous()
+        terms = SharedTerms(
+            user_TD.new_empty(user_TD.shape[0]),
+            torch.empty_like(user_TD),
+            torch.empty_like(item_CD),
+            None if positive_TD is None else torch.empty_like(positive_TD),
+        )
         order, first, count = (None, None, None) if hits is None else (hits.order, hits.first, hits.count)
-        given = user_TD, item_CD, target_T, own_T, shift_C, order, first, count
-        results = terms.total, terms.user_gradient, terms.item_gradient
+        given = user_TD, item_CD, target_T, positive_TD, own_T, shift_C, order, first, count
+        results = terms.total, terms.user_gradient, terms.item_gradient, terms.positive_gradient
         assert all(t is None or t.is_contiguous() for t in given)
         problem = _Problem(
             *(*user_TD.shape[:1], *item_CD.shape, torch.get_num_threads()),
@@ -152,6 +165,7 @@ class _Problem(ctypes.Structure):
         ("user", ctypes.c_void_p),
         ("item", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
+        ("positive", ctypes.c_void_p),
         ("own", ctypes.c_void_p),
         ("shift", ctypes.c_void_p),
         ("hit_order", ctypes.c_void_p),
@@ -160,6 +174,7 @@ class _Problem(ctypes.Structure):
         ("total", ctypes.c_void_p),
         ("user_gradient", ctypes.c_void_p),
         ("item_gradient", ctypes.c_void_p),
+        ("positive_gradient", ctypes.c_void_p),
         ("own_counts", ctypes.c_int64),
         ("scale", ctypes.c_float),
     )

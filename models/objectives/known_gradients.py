@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models.devices import is_host
+
 
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """Return a scalar that has these gradients by its inputs. The backward pass multiplies them by the incoming scalar.
@@ -33,4 +35,6 @@ class _KnownGradients(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (factor,) = grad_outputs
+        if is_host(factor.device) and factor == 1.0:  # a device would be waited for
+            return None, None, *ctx.saved_tensors  # type: ignore[attr-defined]
         return None, None, *(gradient * factor for gradient in ctx.saved_tensors)  # type: ignore[attr-defined]

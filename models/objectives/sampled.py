@@ -88,14 +88,14 @@ def sampled_softmax_cross_entropy(sample: SampledTargets, kernels: SoftmaxKernel
 
     kernels: compute what they can; the rest is computed by torch.
     """
+    shift_C = None
+    if sample.negative_log_q is not None and sample.num_negatives:
+        shift_C = sample.negative_log_q + math.log(sample.num_negatives)
+    if kernels is not None and kernels.takes(sample.users, sample.positives, sample.negatives):
+        return _compiled_cross_entropy(sample, shift_C, kernels)
     own_T = sample.own_scores
     if not sample.num_negatives:
         return own_T.sum() * 0.0
-    shift_C = None
-    if sample.negative_log_q is not None:
-        shift_C = sample.negative_log_q + math.log(sample.num_negatives)
-    if kernels is not None and kernels.takes(sample.users, sample.negatives):
-        return _compiled_log_total(sample, own_T, shift_C, kernels) - own_T.sum()
     own_values_T = own_T.detach()
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -113,21 +113,20 @@ def sampled_softmax_cross_entropy(sample: SampledTargets, kernels: SoftmaxKernel
     return sum_over_scores(sample.users, sample.negatives, own_T, row_loss, sample.temperature)
 
 
-def _compiled_log_total(
-    sample: SampledTargets, own_T: Tensor, shift_C: Tensor | None, kernels: SoftmaxKernels
-) -> Tensor:
-    """Return the sum over targets of log(exp(own score) + sum of exp(score)), by the compiled kernels."""
+def _compiled_cross_entropy(sample: SampledTargets, shift_C: Tensor | None, kernels: SoftmaxKernels) -> Tensor:
+    """Return the loss of `sampled_softmax_reference`, by the compiled kernels."""
     with torch.no_grad():
-        own_values_T = own_T.contiguous()
+        own_T = sample.users.new_empty(sample.users.shape[0])
         terms = kernels.terms(
-            *(sample.users, sample.negatives, own_values_T, sample.temperature),
+            *(sample.users, sample.negatives, own_T, sample.temperature),
+            positive_TD=sample.positives,
             shift_C=shift_C,
             hits=Hits(*sample.hits),
         )
-        own_gradient = (own_values_T - terms.total).exp_()
-        log_total = terms.total.sum()
-    inputs = sample.users, sample.negatives, own_T
-    return with_gradients(log_total, inputs, (terms.user_gradient, terms.item_gradient, own_gradient))
+        loss = terms.total.sub_(own_T).sum()
+    assert terms.positive_gradient is not None
+    gradients = terms.user_gradient, terms.item_gradient, terms.positive_gradient
+    return with_gradients(loss, (sample.users, sample.negatives, sample.positives), gradients)
 
 
 def _compiled_binary_total(sample: SampledTargets, shift_C: Tensor | None, kernels: SoftmaxKernels) -> Tensor:
