@@ -111,7 +111,7 @@ class Normalised {
   float with_biases(const Row& row) const {
     __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __m512 scores = biases_.added(row, panel, c);
         if (biases_.any()) _mm512_store_ps(row.scores_of(panel, c), scores);
         highest = _mm512_mask_max_ps(highest, row.seen(panel, c), highest, scores);
@@ -137,7 +137,7 @@ class Softmax : public Normalised {
     const float largest = with_biases(row);
     __m512 sum = _mm512_setzero_ps();
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         float* scores = row.scores_of(panel, c);
         const __m512 distance = _mm512_sub_ps(_mm512_load_ps(scores), _mm512_set1_ps(largest));
         const __m512 weight = _mm512_maskz_mov_ps(row.seen(panel, c), power_of_2(distance));
@@ -156,7 +156,7 @@ class Softmax : public Normalised {
     for (int64_t d = 0; d < p_.value_width; d++) inner += output[d] * row.gradient[d];
     const __m512 log_total = _mm512_set1_ps(level(row));
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
         const __mmask16 seen = row.seen(panel, c);
         const __m512 weight = _mm512_maskz_mov_ps(seen, power_of_2(_mm512_sub_ps(biases_.added(row, panel, c), log_total)));
@@ -190,7 +190,7 @@ class Thresholded : public Normalised {
     level(row) = threshold;
     const __m512 lowest = _mm512_set1_ps(threshold);
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __m512 above = above_of(row, panel, c, lowest);
         _mm512_store_ps(row.scores_of(panel, c), SQUARE ? _mm512_mul_ps(above, above) : above);
       }
@@ -202,7 +202,7 @@ class Thresholded : public Normalised {
     const __m512 lowest = _mm512_set1_ps(level(row));
     __m512 products = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __m512 above = above_of(row, panel, c, lowest), slope = slope_of(above);
         products = _mm512_fmadd_ps(slope, _mm512_load_ps(row.slopes_of(panel, c)), products);
         sum = _mm512_add_ps(sum, slope);
@@ -210,7 +210,7 @@ class Thresholded : public Normalised {
       }
     const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(products) / _mm512_reduce_add_ps(sum));
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         float *scores = row.scores_of(panel, c), *slopes = row.slopes_of(panel, c);
         const __m512 above = _mm512_load_ps(scores);
         const __m512 of_score = _mm512_mul_ps(slope_of(above), _mm512_sub_ps(_mm512_load_ps(slopes), mean));
@@ -228,7 +228,7 @@ class Thresholded : public Normalised {
   void shift(const Row& row) const {
     const __m512 largest = _mm512_set1_ps(with_biases(row));
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         float* scores = row.scores_of(panel, c);
         _mm512_store_ps(scores, _mm512_sub_ps(_mm512_load_ps(scores), largest));
       }
@@ -248,7 +248,7 @@ class Thresholded : public Normalised {
     const __m512 lowest = _mm512_set1_ps(threshold);
     __m512 weights = _mm512_setzero_ps(), slopes = _mm512_setzero_ps();
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __m512 above = above_of(row, panel, c, lowest);
         weights = SQUARE ? _mm512_fmadd_ps(above, above, weights) : _mm512_add_ps(weights, above);
         slopes = _mm512_add_ps(slopes, slope_of(above));
@@ -271,7 +271,7 @@ class Silu {
 
   float weigh(const Row& row) {
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __m512 scores = biases_.added(row, panel, c);
         _mm512_store_ps(row.scores_of(panel, c), _mm512_maskz_mul_ps(row.seen(panel, c), scores, sigmoid(scores)));
       }
@@ -281,7 +281,7 @@ class Silu {
   void differentiate(const Row& row) {
     const __m512 one = _mm512_set1_ps(1.0f), factor = _mm512_set1_ps(1.0f / p_.divisor);
     for (int64_t panel = 0; panel < row.panels; panel++)
-      for (int64_t c = 0; c < PANEL; c += 16) {
+      for (int64_t c = 0; c < row.keys_of(panel); c += 16) {
         const __mmask16 seen = row.seen(panel, c);
         const __m512 scores = biases_.added(row, panel, c), share = sigmoid(scores);
         const __m512 weight = _mm512_mul_ps(scores, share);

@@ -15,9 +15,8 @@
 #include <limits>
 #include <vector>
 
+#include "numbers.h"
 #include "tiles.h"
-
-using BFloat16 = uint16_t;
 
 // In the order of models/compiled/attention.py: _Problem. Rows of an array are `..._row` numbers apart; within a row, heads are contiguous.
 struct Problem {
@@ -42,21 +41,6 @@ struct Problem {
   float divisor;  // silu: divides the weights
 };
 
-inline float read(const float* from) { return *from; }
-inline float read(const BFloat16* from) {
-  const uint32_t bits = uint32_t(*from) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline void write(float value, float* to) { *to = value; }
-inline void write(float value, BFloat16* to) {  // to the nearest number, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
-  *to = nan ? BFloat16((bits >> 16) | 0x40) : BFloat16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 constexpr int64_t ROWS = 48;
 
 // A query of a block, and where its numbers are: 64 for each panel of keys.
@@ -64,10 +48,13 @@ struct Row {
   int64_t query;   // the place in its history
   int64_t event;   // the place in the batch
   int64_t panels;  // of keys that the block computes for it
+  int64_t keys;    // their number, a multiple of 16
   float* scores;
   float* slopes;          // in the backward pass the gradients of weights, otherwise null
   const float* gradient;  // in the backward pass that of the output, otherwise null
 
+  // The number of keys of a panel.
+  int64_t keys_of(int64_t panel) const { return std::min(PANEL, keys - panel * PANEL); }
   float* scores_of(int64_t panel, int64_t column) const { return scores + panel * ROWS * PANEL + column; }
   float* slopes_of(int64_t panel, int64_t column) const { return slopes + panel * ROWS * PANEL + column; }
   // The keys that the query sees, of the 16 that begin at a column of a panel.
@@ -92,18 +79,16 @@ class Worker {
         key_padded_(round_up(p_.key_width, 16)),
         value_padded_(round_up(p_.value_width, 16)),
         panels_(round_up(longest, PANEL) / PANEL),
-        key_columns_(zeros<float>(panels_ * PANEL * p_.key_width)),
-        value_columns_(zeros<float>(panels_ * PANEL * p_.value_width)),
+        key_columns_(zeros<float>(panels_ * PANEL * key_padded_)),
+        value_columns_(zeros<float>(panels_ * PANEL * value_padded_)),
         key_rows_(zeros<float>(panels_ * PANEL * key_padded_)),
         value_rows_(zeros<float>(panels_ * PANEL * value_padded_)),
         key_sums_(zeros<float>(panels_ * PANEL * key_padded_)),
         value_sums_(zeros<float>(panels_ * PANEL * value_padded_)),
         weights_(zeros<float>(panels_ * ROWS * PANEL)),
         slopes_(zeros<float>(panels_ * ROWS * PANEL)),
-        queries_(zeros<float>(ROWS * p_.key_width)),
-        query_rows_(zeros<float>(ROWS * key_padded_)),
-        gradients_(zeros<float>(ROWS * p_.value_width)),
-        gradient_rows_(zeros<float>(ROWS * value_padded_)),
+        queries_(zeros<float>(ROWS * key_padded_)),
+        gradients_(zeros<float>(ROWS * value_padded_)),
         sums_(zeros<float>(ROWS * std::max(key_padded_, value_padded_))) {}
 
   // Attention of one history and one head of keys, for all heads of queries that share it.
@@ -133,104 +118,113 @@ class Worker {
     first_ = p_.offsets[history];
     length_ = p_.offsets[history + 1] - first_;
     const bool backward = p_.output_gradient != nullptr;
-    const int64_t end = round_up(length_, PANEL);
+    // Groups of columns and steps of queries end after the last event.
+    end_ = std::min(round_up(length_ + STEP, 16), round_up(length_, PANEL));
     pack(p_.key, p_.key_row, head, p_.key_width, key_padded_, key_columns_.get(), key_rows_.get());
     pack(p_.value, p_.value_row, head, p_.value_width, value_padded_, backward ? value_columns_.get() : nullptr, value_rows_.get());
     if (!backward) return;
-    std::memset(key_sums_.get(), 0, end * key_padded_ * sizeof(float));
-    std::memset(value_sums_.get(), 0, end * value_padded_ * sizeof(float));
+    std::memset(key_sums_.get(), 0, end_ * key_padded_ * sizeof(float));
+    std::memset(value_sums_.get(), 0, end_ * value_padded_ * sizeof(float));
   }
+
+  // Copies a vector times a factor; zeros follow up to `padded` numbers.
+  template <class From>
+  static void copy(const From* from, int64_t width, float factor, float* to) {
+    for (int64_t d = 0; d < width; d += 16) _mm512_store_ps(to + d, _mm512_mul_ps(load(from + d, first_of(width - d)), _mm512_set1_ps(factor)));
+  }
+  template <class To>
+  static void copy_back(const float* from, int64_t width, float factor, To* to) {
+    for (int64_t d = 0; d < width; d += 16) store(_mm512_mul_ps(_mm512_load_ps(from + d), _mm512_set1_ps(factor)), to + d, first_of(width - d));
+  }
+  // Of 16 numbers the first ones.
+  static __mmask16 first_of(int64_t number) { return number >= 16 ? __mmask16(0xffff) : __mmask16((1u << number) - 1); }
 
   // Copies keys or values by rows of `padded` numbers, and by panels of columns. Zeros follow the last event.
   void pack(const void* from, int64_t row_size, int64_t head, int64_t width, int64_t padded, float* columns, float* rows) {
-    const int64_t end = round_up(length_, PANEL);
-    for (int64_t c = 0; c < length_; c++) {
-      const Number* vector = at(from, first_ + c, row_size, head, width);
-      for (int64_t d = 0; d < width; d++) rows[c * padded + d] = read(vector + d);
-    }
-    std::memset(rows + length_ * padded, 0, (end - length_) * padded * sizeof(float));
+    for (int64_t c = 0; c < length_; c++) copy(at(from, first_ + c, row_size, head, width), width, 1.0f, rows + c * padded);
+    std::memset(rows + length_ * padded, 0, (end_ - length_) * padded * sizeof(float));
     if (columns == nullptr) return;
-    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(padded)));
-    for (int64_t c = 0; c < end; c += 16)
-      for (int64_t d = 0; d < width; d++)
-        _mm512_store_ps(columns + (c / PANEL * width + d) * PANEL + c % PANEL, _mm512_i32gather_ps(places, rows + c * padded + d, 4));
+    for (int64_t c = 0; c < end_; c += 16)
+      for (int64_t d = 0; d < padded; d += 16)
+        transpose(rows + c * padded + d, padded, columns + (c / PANEL * padded + d) * PANEL + c % PANEL, PANEL);
   }
 
   // Copies vectors of the block, times a factor; zeros follow the last event.
   template <class From>
   void load_block(const From* from, int64_t row_size, int64_t width, int64_t row, float factor, float* to, int64_t padded) {
-    const int64_t real = std::min(ROWS, length_ - row);
-    for (int64_t r = 0; r < real; r++) {
-      const From* vector = from + (first_ + row + r) * row_size;
-      for (int64_t d = 0; d < width; d++) to[r * padded + d] = read(vector + d) * factor;
-    }
-    std::memset(to + real * padded, 0, (ROWS - real) * padded * sizeof(float));
+    const int64_t real = std::min(ROWS, length_ - row), end = std::min(ROWS, round_up(real, STEP));
+    for (int64_t r = 0; r < real; r++) copy(from + (first_ + row + r) * row_size, width, factor, to + r * padded);
+    std::memset(to + real * padded, 0, (end - real) * padded * sizeof(float));
   }
 
-  // Writes the scores of STEP queries for the panels that one of them sees. Returns the number of these.
-  int64_t score_step(const float* queries, int64_t query) {
-    const int64_t number = std::min(panels_of(query + STEP - 1), panels_of(length_ - 1));
-    const int64_t r = query % ROWS;
-    for (int64_t panel = 0; panel < number; panel++)
-      score(queries, p_.key_width, key_columns_.get() + panel * p_.key_width * PANEL, weights_.get() + (panel * ROWS + r) * PANEL);
-    return number;
+  // The panels of keys that are computed for STEP queries, from this one.
+  int64_t panels_for(int64_t query) const { return std::min(panels_of(query + STEP - 1), panels_of(length_ - 1)); }
+  // The number of these keys: those that a query sees, and the rest of a group of columns in add_to_keys.
+  int64_t keys_for(int64_t query) const { return std::min(round_up(query + 2 * STEP - 1, 16), panels_for(query) * PANEL); }
+
+  // Writes the products of the vectors of STEP queries with all panels of columns, (panels, padded, 64).
+  void multiply(const float* vectors, int64_t width, const float* columns, int64_t padded, int64_t query, float* products) {
+    const int64_t keys = keys_for(query);
+    for (int64_t first = 0; first < keys; first += PANEL)
+      score(vectors, padded, width, columns + first * padded, products + first * ROWS, std::min(PANEL, keys - first));
   }
   static int64_t panels_of(int64_t query) { return query / PANEL + 1; }
 
-  Row row_of(int64_t row, int64_t r, int64_t panels, bool backward) {
+  // step: the first of the STEP queries with this one.
+  Row row_of(int64_t row, int64_t r, int64_t step, bool backward) {
     return {row + r,
             first_ + row + r,
-            panels,
+            panels_for(row + step),
+            keys_for(row + step),
             weights_.get() + r * PANEL,
             backward ? slopes_.get() + r * PANEL : nullptr,
-            backward ? gradients_.get() + r * p_.value_width : nullptr};
+            backward ? gradients_.get() + r * value_padded_ : nullptr};
+  }
+
+  void load_queries(int64_t head, int64_t row) {
+    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, form_.query_factor(), queries_.get(), key_padded_);
   }
 
   void forward_block(int64_t head, int64_t row) {
-    const int64_t heads = p_.num_heads;
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, form_.query_factor(), queries_.get(), p_.key_width);
+    load_queries(head, row);
     std::memset(sums_.get(), 0, ROWS * value_padded_ * sizeof(float));
     for (int64_t r = 0; r < ROWS && row + r < length_; r += STEP) {
-      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
-      const int64_t real = std::min(STEP, length_ - row - r);
+      const int64_t number = panels_for(row + r), real = std::min(STEP, length_ - row - r);
+      multiply(queries_.get() + r * key_padded_, p_.key_width, key_columns_.get(), key_padded_, row + r, weights_.get() + r * PANEL);
       float factor[STEP];
-      for (int64_t i = 0; i < real; i++) factor[i] = form_.weigh(row_of(row, r + i, number, false));
+      for (int64_t i = 0; i < real; i++) factor[i] = form_.weigh(row_of(row, r + i, r, false));
       for (int64_t panel = 0; panel < number; panel++) {
         const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
         add_product<STEP>(weights_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, value_rows_.get() + panel * PANEL * value_padded_, depth,
                           value_padded_, sums_.get() + r * value_padded_);
       }
       for (int64_t i = 0; i < real; i++) {
-        float* output = p_.output + ((first_ + row + r + i) * heads + head) * p_.value_width;
-        for (int64_t d = 0; d < p_.value_width; d++) output[d] = sums_[(r + i) * value_padded_ + d] * factor[i];
+        float* output = p_.output + ((first_ + row + r + i) * p_.num_heads + head) * p_.value_width;
+        copy_back(sums_.get() + (r + i) * value_padded_, p_.value_width, factor[i], output);
       }
     }
   }
 
   void backward_block(int64_t head, int64_t row) {
     const int64_t heads = p_.num_heads, width = p_.value_width;
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, form_.query_factor(), queries_.get(), p_.key_width);
-    load_block(at(p_.query, 0, 0, head, p_.key_width), p_.query_row, p_.key_width, row, p_.scale, query_rows_.get(), key_padded_);
-    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradients_.get(), width);
-    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradient_rows_.get(), value_padded_);
+    load_queries(head, row);
+    load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradients_.get(), value_padded_);
     std::memset(sums_.get(), 0, ROWS * key_padded_ * sizeof(float));
     const int64_t rows = std::min(ROWS, length_ - row);
     for (int64_t r = 0; r < rows; r += STEP) {
-      const int64_t number = score_step(queries_.get() + r * p_.key_width, row + r);
-      for (int64_t panel = 0; panel < number; panel++)
-        score(gradients_.get() + r * width, width, value_columns_.get() + panel * width * PANEL, slopes_.get() + (panel * ROWS + r) * PANEL);
+      const int64_t number = panels_for(row + r);
+      multiply(queries_.get() + r * key_padded_, p_.key_width, key_columns_.get(), key_padded_, row + r, weights_.get() + r * PANEL);
+      multiply(gradients_.get() + r * value_padded_, width, value_columns_.get(), value_padded_, row + r, slopes_.get() + r * PANEL);
       // The rest of the last step has the zeros of load_block, and what it gives is not used.
-      for (int64_t i = r; i < std::min(r + STEP, rows); i++) form_.differentiate(row_of(row, i, number, true));
+      for (int64_t i = r; i < std::min(r + STEP, rows); i++) form_.differentiate(row_of(row, i, r, true));
       for (int64_t panel = 0; panel < number; panel++) {
         const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
         add_product<STEP>(slopes_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, key_rows_.get() + panel * PANEL * key_padded_, depth,
                           key_padded_, sums_.get() + r * key_padded_);
       }
     }
-    for (int64_t r = 0; r < rows; r++) {
-      Number* gradient = at(p_.query_gradient, first_ + row + r, p_.query_gradient_row, head, p_.key_width);
-      for (int64_t d = 0; d < p_.key_width; d++) write(sums_[r * key_padded_ + d] * p_.scale, gradient + d);
-    }
+    for (int64_t r = 0; r < rows; r++)
+      copy_back(sums_.get() + r * key_padded_, p_.key_width, p_.scale, at(p_.query_gradient, first_ + row + r, p_.query_gradient_row, head, p_.key_width));
     add_to_keys(row, rows);
   }
 
@@ -242,8 +236,8 @@ class Worker {
       const int64_t skipped = std::max<int64_t>(0, (c - row) / STEP * STEP);
       const float* weights = weights_.get() + (panel * ROWS + skipped) * PANEL + place;
       const float* slopes = slopes_.get() + (panel * ROWS + skipped) * PANEL + place;
-      const float* gradients = gradient_rows_.get() + skipped * value_padded_;
-      const float* queries = query_rows_.get() + skipped * key_padded_;
+      const float* gradients = gradients_.get() + skipped * value_padded_;
+      const float* queries = queries_.get() + skipped * key_padded_;
       float* values = value_sums_.get() + c * value_padded_;
       float* keys = key_sums_.get() + c * key_padded_;
       const int64_t depth = rows - skipped;
@@ -259,24 +253,23 @@ class Worker {
   }
 
   void write_key_gradients(int64_t head) {
+    const float factor = p_.scale / form_.query_factor();  // the queries of the sums have the units of scores
     for (int64_t c = 0; c < length_; c++) {
-      Number* key = at(p_.key_gradient, first_ + c, p_.key_gradient_row, head, p_.key_width);
-      for (int64_t d = 0; d < p_.key_width; d++) write(key_sums_[c * key_padded_ + d], key + d);
-      Number* value = at(p_.value_gradient, first_ + c, p_.value_gradient_row, head, p_.value_width);
-      for (int64_t d = 0; d < p_.value_width; d++) write(value_sums_[c * value_padded_ + d], value + d);
+      copy_back(key_sums_.get() + c * key_padded_, p_.key_width, factor, at(p_.key_gradient, first_ + c, p_.key_gradient_row, head, p_.key_width));
+      copy_back(value_sums_.get() + c * value_padded_, p_.value_width, 1.0f,
+                at(p_.value_gradient, first_ + c, p_.value_gradient_row, head, p_.value_width));
     }
   }
 
   const Problem& p_;
   Form form_;
   int64_t key_padded_, value_padded_, panels_;
-  int64_t first_ = 0, length_ = 0;
-  Buffer<float> key_columns_, value_columns_;  // (panels, width, 64)
+  int64_t first_ = 0, length_ = 0, end_ = 0;
+  Buffer<float> key_columns_, value_columns_;  // (panels, padded, 64)
   Buffer<float> key_rows_, value_rows_;        // (panels * 64, padded)
   Buffer<float> key_sums_, value_sums_;        // (panels * 64, padded), gradients
   Buffer<float> weights_, slopes_;             // (panels, ROWS, 64)
-  Buffer<float> queries_, query_rows_;         // (ROWS, K) as in scores, and (ROWS, padded) times the scale
-  Buffer<float> gradients_, gradient_rows_;    // (ROWS, V) and (ROWS, padded), of the output
+  Buffer<float> queries_, gradients_;          // (ROWS, padded), in the units of scores, and of the output
   Buffer<float> sums_;                         // (ROWS, padded)
 };
 

@@ -154,7 +154,7 @@ class Float32 {
     const uint64_t* kept = block.kept.get() + p * ROWS;
     const bool masked = block.has_hits || p == items.panels - 1;
     for (int64_t r = first; r < last; r += STEP) {
-      score(users_.get() + r * width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
+      score(users_.get() + r * width_, width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
       for (int64_t i = r; i < r + STEP; i++) {
         float* row = weights + i * PANEL;
         if (BINARY)

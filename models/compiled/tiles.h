@@ -48,28 +48,67 @@ inline __m512 power_of_2(__m512 x) {
   return _mm512_scalef_ps(power, whole);
 }
 
-// scores (STEP, 64) = users (STEP, D) columns (D, 64). Users have rows of `width` numbers.
-inline void score(const float* users, int64_t width, const float* columns, float* scores) {
-  __m512 sums[STEP][4];
+// scores (STEP, 16 VECTORS) = users (STEP, D) columns (D, 16 VECTORS). Users have rows of `user_row` numbers, the others of 64.
+template <int VECTORS>
+inline void score_columns(const float* users, int64_t user_row, int64_t width, const float* columns, float* scores) {
+  __m512 sums[STEP][VECTORS];
 #pragma GCC unroll 6
   for (int i = 0; i < STEP; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
+    for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_ps();
   for (int64_t d = 0; d < width; d++) {
-    __m512 column[4];
+    __m512 column[VECTORS];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) column[j] = _mm512_load_ps(columns + d * PANEL + 16 * j);
+    for (int j = 0; j < VECTORS; j++) column[j] = _mm512_load_ps(columns + d * PANEL + 16 * j);
 #pragma GCC unroll 6
     for (int i = 0; i < STEP; i++) {
-      const __m512 user = _mm512_set1_ps(users[i * width + d]);
+      const __m512 user = _mm512_set1_ps(users[i * user_row + d]);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) sums[i][j] = _mm512_fmadd_ps(user, column[j], sums[i][j]);
+      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(user, column[j], sums[i][j]);
     }
   }
 #pragma GCC unroll 6
   for (int i = 0; i < STEP; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) _mm512_store_ps(scores + i * PANEL + 16 * j, sums[i][j]);
+    for (int j = 0; j < VECTORS; j++) _mm512_store_ps(scores + i * PANEL + 16 * j, sums[i][j]);
+}
+
+// The scores of a panel, of which the first `number` columns are needed; the others of a group of 16 are computed too.
+inline void score(const float* users, int64_t user_row, int64_t width, const float* columns, float* scores, int64_t number = PANEL) {
+  switch ((number + 15) / 16) {
+    case 1: score_columns<1>(users, user_row, width, columns, scores); break;
+    case 2: score_columns<2>(users, user_row, width, columns, scores); break;
+    case 3: score_columns<3>(users, user_row, width, columns, scores); break;
+    default: score_columns<4>(users, user_row, width, columns, scores); break;
+  }
+}
+
+// Writes the columns of 16 rows of 16 numbers as rows.
+inline void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) a[i] = _mm512_load_ps(from + i * from_row);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // a[i + j] has column j of each quarter, of rows i .. i + 4
+    a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    const __m512 even_low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), even_high = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd), odd_high = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_store_ps(to + j * to_row, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
+    _mm512_store_ps(to + (4 + j) * to_row, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+    _mm512_store_ps(to + (8 + j) * to_row, _mm512_shuffle_f32x4(even_low, even_high, 0xdd));
+    _mm512_store_ps(to + (12 + j) * to_row, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
+  }
 }
 
 // out (ROWS, 16 VECTORS) += sum_k left[i * left_row + k * left_step] right[k]; out and right have rows of `padded` numbers.
