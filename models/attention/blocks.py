@@ -21,6 +21,7 @@ from models.attention.config import AttentionConfig
 from models.attention.rotary import turns_of
 from models.batches.jagged import Bucket, JaggedLayout, MergedEvents, NewestEvents, real_places
 from models.compiled.attention import AttentionKernel
+from models.compiled.layers import LayerKernels
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class AttentionContext:
     _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
     # the compiled kernel of causal attention, if it is to be used
     kernel: AttentionKernel | None = None
+    # the compiled layers between matrix products, if they are to be used
+    layer_kernels: LayerKernels | None = None
     masks: dict[Any, Any] = field(default_factory=dict)  # cache of the paths with kernels, shared by layers
 
     def narrowed_to_candidates(self) -> "AttentionContext":
@@ -134,7 +137,12 @@ class AttentionContext:
             for values in (self.times, self.request_times, self.counted)
         )
         return AttentionContext(
-            layout, times, requested, reach=self.reach, counted=counted, events=events, kernel=self.kernel
+            *(layout, times, requested),
+            reach=self.reach,
+            counted=counted,
+            events=events,
+            kernel=self.kernel,
+            layer_kernels=self.layer_kernels,
         )
 
     def output_rows(self, x: Tensor) -> Tensor:

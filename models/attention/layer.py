@@ -18,12 +18,13 @@ from models.attention.pruned import norm_with_zeros
 from models.attention.rotary import rotate
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
-from models.layers.group_norm import GroupNorm
+from models.layers.norms import GroupNorm
 
 
 class Attention(nn.Module):
     """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
+    With the compiled layers of the context, the bias of the output is left out, because what adds the output adds it too.
     If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last or newest
     events only, they are the output, (n, D), and only they have queries and gates. With `differential` a
     head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
@@ -88,7 +89,8 @@ class Attention(nn.Module):
         joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
         query, key, value, gate = self._heads(projected, context)
         attended = attend(query, key, value, context, self.terms(), joint_NS)
-        return self.output_of(attended.output, gate, context.num_output_events), attended.penalty
+        with_bias = context.layer_kernels is None
+        return self.output_of(attended.output, gate, context.num_output_events, with_bias), attended.penalty
 
     def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values as they are attended with, and the gate or None."""
@@ -115,10 +117,16 @@ class Attention(nn.Module):
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         return query, key, value, gate[0] if gate else None
 
-    def output_of(self, seen: Tensor, gate: Tensor | None, num_events: int | None = None) -> Tensor:
+    def output_of(
+        self, seen: Tensor, gate: Tensor | None, num_events: int | None = None, with_bias: bool = True
+    ) -> Tensor:
         """Return the output, (n, D), of attended values (n, C, H, V).
 
-        num_events: how many of them, the first ones, are those of events; None: all.
+        Args:
+            seen: the attended values.
+            gate: multiplies them.
+            num_events: how many of them, the first ones, are those of events; None: all.
+            with_bias: add the bias of the output.
         """
         num_events = seen.shape[0] if num_events is None else num_events
         if self.config.differential:
@@ -128,7 +136,7 @@ class Attention(nn.Module):
             seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned, num_events)
         if gate is not None:
             seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
-        output: Tensor = self.attention_output(seen_NS)
+        output: Tensor = product_of(self.attention_output, seen_NS, with_bias)
         return output
 
     @property
@@ -190,6 +198,12 @@ class Attention(nn.Module):
         """Reset the weights that are neither matrices, norms nor biases of projections."""
         if self.log_temperature is not None:
             self.log_temperature.zero_()
+
+
+def product_of(layer: nn.Linear, x: Tensor, with_bias: bool) -> Tensor:
+    """Return the output of a layer, or this without its bias."""
+    output: Tensor = layer(x) if with_bias else F.linear(x, layer.weight)
+    return output
 
 
 def norm_of_seen(kind: str, width: int) -> nn.Module | None:

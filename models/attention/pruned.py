@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention.config import AttentionConfig
-from models.layers.group_norm import GroupNorm
+from models.layers.norms import GroupNorm
 
 
 def norm_with_zeros(norm: nn.Module, seen_NS: Tensor, num_pruned: int, num_events: int) -> Tensor:

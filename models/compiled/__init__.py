@@ -8,6 +8,9 @@ Files:
     attention.py          its autograd function
     build.py              compilation of the sources, once per machine and version
     kernels.py            all kernels of a model
+    layers.cpp            residual sums with dropout and gate, activations with dropout, and norms, forward and backward
+    layers.py             their autograd functions
+    numbers.h             numbers in memory: float and bfloat16
     softmax.h             softmax over candidates that all targets share, with both gradients
     softmax.py            its terms as tensors
     softmax_bfloat16.cpp  its products in bfloat16, by AMX

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from models.compiled.attention import AttentionKernel, build_attention_kernel
+from models.compiled.layers import LayerKernels, build_layer_kernels
 from models.compiled.softmax import SoftmaxKernels, build_softmax_kernels
 
 
@@ -13,7 +14,9 @@ class CompiledKernels:
     softmax: SoftmaxKernels
     """The kernels of the objectives."""
     attention: AttentionKernel
-    """The kernel of the encoders."""
+    """The kernel of attention."""
+    layers: LayerKernels
+    """The kernels of an encoder's layers between matrix products."""
 
     @property
     def has_amx(self) -> bool:
@@ -31,4 +34,4 @@ def build_kernels() -> CompiledKernels:
     Raises:
         KernelBuildError: the processor has no AVX-512, the compiler is missing or fails, or a library cannot be loaded.
     """
-    return CompiledKernels(build_softmax_kernels(), build_attention_kernel())
+    return CompiledKernels(build_softmax_kernels(), build_attention_kernel(), build_layer_kernels())

@@ -4,16 +4,20 @@ Shapes: N total events, M candidates, n histories that are not empty, D model wi
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
-from models.attention.layer import Attention
+from models.attention.layer import Attention, product_of
+from models.compiled.layers import ActivationName, LayerKernels
 from models.encoders.config import EncoderConfig
 from models.layers.dropout import Dropout
-from models.layers.group_norm import GroupNorm, normed
+from models.layers.norms import GroupNorm, normed, normed_for_product
+
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class EncoderBlock(nn.Module):
@@ -47,21 +51,39 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        inner = normed(self.attention_norm, x_ND, context.layout.num_events) if self.pre_norm else x_ND
+        kernels = context.layer_kernels
+        inner = x_ND
+        if self.pre_norm:
+            inner, x_ND = normed_for_product(self.attention_norm, x_ND, context.layout.num_events, kernels)
         attended_ND, penalty = self.attention(inner, context)
         num_events = context.num_output_events
-        x_ND = self._add(context.output_rows(x_ND), attended_ND, self.attention_gate, self.attention_norm, num_events)
+        bias = self.attention.attention_output.bias
+        x_ND = self._sum(context.output_rows(x_ND), attended_ND, bias, self.attention_gate, kernels)
+        if not self.pre_norm:
+            x_ND = normed(self.attention_norm, x_ND, num_events, kernels)
         if self.feed_forward is not None:
-            inner = normed(self.feed_forward_norm, x_ND, num_events) if self.pre_norm else x_ND
-            said_ND = self.feed_forward(inner)
-            x_ND = self._add(x_ND, said_ND, self.feed_forward_gate, self.feed_forward_norm, num_events)
+            inner = x_ND
+            if self.pre_norm:
+                inner, x_ND = normed_for_product(self.feed_forward_norm, x_ND, num_events, kernels)
+            said_ND = self.feed_forward(inner, kernels)
+            x_ND = self._sum(x_ND, said_ND, self.feed_forward.out_of.bias, self.feed_forward_gate, kernels)
+            if not self.pre_norm:
+                x_ND = normed(self.feed_forward_norm, x_ND, num_events, kernels)
         return x_ND, penalty
 
-    def _add(self, x_ND: Tensor, said_ND: Tensor, gate: nn.Module | None, norm: nn.Module, num_events: int) -> Tensor:
+    def _sum(
+        self, x_ND: Tensor, said_ND: Tensor, bias: Tensor | None, gate: nn.Module | None, kernels: LayerKernels | None
+    ) -> Tensor:
+        """Return the residual stream with what a sub-layer adds to it. With kernels `said_ND` has no `bias` yet."""
+        if kernels is not None and kernels.takes(x_ND, said_ND) and x_ND.dtype == torch.float32:
+            gate_ND = None if gate is None else gate(x_ND)
+            return kernels.add_dropped(x_ND, said_ND, self.dropout.active_threshold, bias, gate_ND)
+        if kernels is not None and bias is not None:
+            said_ND = said_ND + bias
         said_ND = self.dropout(said_ND)
         if gate is not None:
             said_ND = torch.sigmoid(gate(x_ND)) * said_ND
-        return x_ND + said_ND if self.pre_norm else normed(norm, x_ND + said_ND, num_events)
+        return x_ND + said_ND
 
 
 class FeedForward(nn.Module):
@@ -70,24 +92,34 @@ class FeedForward(nn.Module):
     dropout: probability of dropping an input of W2.
     """
 
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, activation: Literal["relu", "gelu", "swiglu"], dropout: float) -> None:
         super().__init__()
         self.gated = activation == "swiglu"
-        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
-        self.activation = activations[activation]
+        self.activation: ActivationName = "silu" if activation == "swiglu" else activation
         self.into = nn.Linear(width, hidden * (2 if self.gated else 1), bias=not self.gated)
         self.out_of = nn.Linear(hidden, width, bias=not self.gated)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        hidden = self.into(x_ND)
-        if self.gated:
-            gate, hidden = hidden.chunk(2, dim=-1)
-            hidden = self.activation(gate) * hidden
+    def forward(self, x_ND: Tensor, kernels: LayerKernels | None = None) -> Tensor:
+        """Return the output, (N, D). With kernels the bias of W2 is left out, because what adds the output adds it too."""
+        # What torch.compile compiles is fused by its own compiler.
+        fused = kernels is not None and not torch.compiler.is_compiling()
+        hidden = product_of(self.into, x_ND, not fused)
+        if fused:
+            assert kernels is not None
+            hidden = kernels.activate(
+                hidden, self.activation, self.gated, self.dropout.active_threshold, self.into.bias
+            )
         else:
-            hidden = self.activation(hidden)
-        output: Tensor = self.out_of(self.dropout(hidden))
-        return output
+            hidden = self.dropout(self._activated(hidden))
+        return product_of(self.out_of, hidden, kernels is None)
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        activation = ACTIVATIONS[self.activation]
+        if not self.gated:
+            return activation(hidden)
+        gate, hidden = hidden.chunk(2, dim=-1)
+        return activation(gate) * hidden
 
 
 def norm_of(config: EncoderConfig, width: int) -> nn.Module:

@@ -19,12 +19,14 @@ from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
 from models.attention.traceable import traceable_newest
 from models.batches.jagged import JaggedLayout, NewestEvents
+from models.compiled.layers import LayerKernels
 from models.encoders.block import EncoderBlock, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.merge import TokenMerge
 from models.encoders.pooling import AttentionPooling
 from models.encoders.tower import Tower
 from models.layers.dropout import Dropout
+from models.layers.norms import normed
 
 
 class Encoder(nn.Module):
@@ -69,15 +71,15 @@ class Encoder(nn.Module):
         if self.positions is not None:
             x_ND = x_ND + self.positions(self._places(context))
         if self.input_norm is not None:
-            x_ND = self.input_norm(x_ND)
-        x_ND = self.dropout(x_ND)
+            x_ND = normed(self.input_norm, x_ND, x_ND.shape[0], context.layer_kernels)
+        x_ND = self._dropped(x_ND, context.layer_kernels)
         if self.merge is not None:
             x_ND, context = self.merge(x_ND, context)
         x_ND, context, penalties = self._through_blocks(x_ND, context, only_last)
         narrowed = _of_last_layer(context, only_last)
         if not self.blocks and self.pooling is None:
             x_ND = narrowed.output_rows(x_ND)
-        x_ND = self.final_norm(x_ND)
+        x_ND = normed(self.final_norm, x_ND, x_ND.shape[0], context.layer_kernels)
         if self.pooling is not None:
             x_ND = self.pooling(x_ND, narrowed if only_last else context)
             if context.candidates is not None:
@@ -85,6 +87,13 @@ class Encoder(nn.Module):
         if self.output_head is not None:
             x_ND = self.output_head(x_ND)
         return self.user_tower(x_ND), self._scaled(penalties)
+
+    def _dropped(self, x_ND: Tensor, kernels: LayerKernels | None) -> Tensor:
+        threshold = self.dropout.active_threshold
+        if kernels is not None and threshold and kernels.takes(x_ND):
+            return kernels.drop(x_ND, threshold)
+        dropped: Tensor = self.dropout(x_ND)
+        return dropped
 
     def _through_blocks(
         self, x_ND: Tensor, context: AttentionContext, only_last: bool

@@ -3,6 +3,6 @@
 Files:
     activations.py         ReLU, PReLU and Dice
     dropout.py             dropout with cheap random numbers
-    group_norm.py          norms of events and of candidates
+    norms.py               norms of rows, and of events and candidates
     running_statistics.py  activations standardised by running averages of earlier batches
 """

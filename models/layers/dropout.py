@@ -19,6 +19,18 @@ def threshold_of(probability: float) -> int:
     return min(STEPS - 1, round(probability * STEPS))
 
 
+def factor_of(threshold: int) -> float:
+    """Return the factor of the elements that are kept: 1 / the probability of being kept."""
+    return STEPS / (STEPS - threshold)
+
+
+def random_bytes(shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+    """Return a random byte of each element, uint8 on the host."""
+    number = shape.numel()
+    words = torch.empty((number + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint8)[:number].view(shape)
+
+
 def drop(x: Tensor, threshold: int, generator: torch.Generator | None = None) -> Tensor:
     """Zero each element with probability threshold / 256, and divide the rest by the probability of being kept."""
     if threshold == 0:
@@ -26,9 +38,8 @@ def drop(x: Tensor, threshold: int, generator: torch.Generator | None = None) ->
     if not devices.is_host(x.device):
         keep = torch.rand(x.shape, device=x.device, generator=generator) >= threshold / STEPS
     else:
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
-    return x * keep.to(x.dtype).mul_(STEPS / (STEPS - threshold))
+        keep = random_bytes(x.shape, generator) >= threshold
+    return x * keep.to(x.dtype).mul_(factor_of(threshold))
 
 
 class Dropout(nn.Module):
@@ -38,8 +49,13 @@ class Dropout(nn.Module):
         super().__init__()
         self.threshold = threshold_of(probability)
 
+    @property
+    def active_threshold(self) -> int:
+        """Return how many of 256 bytes drop an element now: none outside training."""
+        return self.threshold if self.training else 0
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.threshold == 0:
+        if self.active_threshold == 0:
             return x
         if not devices.is_host(x.device):
             return F.dropout(x, self.threshold / STEPS, training=True)

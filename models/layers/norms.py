@@ -1,4 +1,4 @@
-"""Group layer norm: events and candidates have norms of their own (Han et al. 2025, MTGR, arXiv:2505.18654).
+"""Norms of rows. In a group layer norm events and candidates have their own (Han et al. 2025, MTGR, arXiv:2505.18654).
 
 Candidates follow the events in a tensor (N + M, D).
 """
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from models.compiled.layers import LayerKernels
 
 
 class GroupNorm(nn.Module):
@@ -29,7 +31,38 @@ class GroupNorm(nn.Module):
         return torch.cat((apply(self.events, x[:num_events]), apply(self.candidates, x[num_events:])))
 
 
-def normed(norm: nn.Module, x: Tensor, num_events: int) -> Tensor:
-    """Return the norm of rows, of which the first `num_events` are events and the others candidates."""
-    result: Tensor = norm(x, num_events) if isinstance(norm, GroupNorm) else norm(x)
+def normed(norm: nn.Module, x: Tensor, num_events: int, kernels: LayerKernels | None = None) -> Tensor:
+    """Return the norm of rows, of which the first `num_events` are events and the others candidates.
+
+    Args:
+        norm: a layer norm, an RMS norm, or a GroupNorm of two.
+        x: the rows, (N + M, D).
+        num_events: N.
+        kernels: compute what they can; the rest is computed by torch.
+    """
+    if isinstance(norm, GroupNorm):
+        return norm.by_group(x, num_events, lambda own, part: normed(own, part, part.shape[0], kernels))
+    compiled = _compiled(norm, x, torch.float32, kernels)
+    result: Tensor = norm(x) if compiled is None else compiled[0]
     return result
+
+
+def normed_for_product(
+    norm: nn.Module, x: Tensor, num_events: int, kernels: LayerKernels | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of rows, which only matrix products read, and the rows, which what follows reads in place of x.
+
+    The norm may have the dtype of autocast. Arguments are those of `normed`.
+    """
+    low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    compiled = _compiled(norm, x, torch.bfloat16 if low else torch.float32, kernels)
+    return (normed(norm, x, num_events, kernels), x) if compiled is None else compiled
+
+
+def _compiled(
+    norm: nn.Module, x: Tensor, dtype: torch.dtype, kernels: LayerKernels | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return what the kernels do (`LayerKernels.normalise`), or None where torch computes."""
+    if kernels is None or not kernels.takes(x) or x.dtype != torch.float32:
+        return None
+    return kernels.normalise(norm, x, dtype) if isinstance(norm, nn.LayerNorm | nn.RMSNorm) else None

@@ -57,7 +57,7 @@ class NextItemModel(TableModel):
         self.inputs = EventInputs(self.width, inputs)
         self.mask = MaskVector(self.width) if config.masks_items else None
         self.later = LaterHeads(self.width, config.later_targets) if config.later_targets else None
-        self.kernels: CompiledKernels | None = None  # of the loss; without them torch computes it
+        self.kernels: CompiledKernels | None = None  # of the loss and its encoder; without them torch computes these
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order. Tables are initialised by key, after they are sharded."""
@@ -75,8 +75,10 @@ class NextItemModel(TableModel):
         rows: the looked-up vectors of batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        attention = None if self.kernels is None else self.kernels.attention
-        context = AttentionContext(batch.layout, batch.times, batch.request_times, kernel=attention)
+        attention, layers = (None, None) if self.kernels is None else (self.kernels.attention, self.kernels.layers)
+        context = AttentionContext(
+            batch.layout, batch.times, batch.request_times, kernel=attention, layer_kernels=layers
+        )
         user_ND, penalty = self._encode_in(context, rows, items_UD, batch)
         place_T, position_N = self._places_of_targets(batch)
         user_TD = user_ND if place_T is None else user_ND.index_select(0, place_T)

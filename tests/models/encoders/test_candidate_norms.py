@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoders.encoder import Encoder
-from models.layers.group_norm import GroupNorm, normed
+from models.layers.norms import GroupNorm, normed
 from tests.models.encoders.test_candidates import FORMS, context_of, encoder_of, shown_here, vectors_of
 
 

@@ -8,6 +8,7 @@ import pytest
 from models.compiled.attention import AttentionKernel
 from models.compiled.build import KernelBuildError
 from models.compiled.kernels import CompiledKernels
+from models.compiled.layers import LayerKernels
 from models.compiled.softmax import SoftmaxKernels
 from models.ranking.config import RankingConfig
 from sharding.world import World
@@ -22,7 +23,10 @@ from trainer.config.train import TrainConfig
 from trainer.errors import UserError
 from trainer.loop.compiled_kernels import kernels_of_ranks
 
-BOTH, ONE = (CompiledKernels(SoftmaxKernels(Path("a"), low), AttentionKernel(Path("c"))) for low in (Path("b"), None))
+BOTH, ONE = (
+    CompiledKernels(SoftmaxKernels(Path("a"), low), AttentionKernel(Path("c")), LayerKernels(Path("d")))
+    for low in (Path("b"), None)
+)
 
 
 def agreed(world: World, of_ranks: list[CompiledKernels]) -> CompiledKernels:
