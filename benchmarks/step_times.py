@@ -18,6 +18,7 @@ import torch.multiprocessing as multiprocessing
 from cluster.config.run_config import Config, job_of
 from sharding.world import current_world
 from trainer.config.job import SILENT
+from trainer.loop.memory import keep_freed_memory
 from trainer.loop.train import Training
 
 WARM_UP = 4  # steps that are not measured
@@ -85,9 +86,10 @@ def rank_times(
 
 
 def _rank(rank: int, threads: int, config: Config, clock: Callable[[], float], pipe: Connection) -> None:
-    """Train as one rank, and send its times."""
+    """Train as one rank, as a worker does, and send its times."""
     started = clock()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     size = config.cluster.num_workers

@@ -140,7 +140,7 @@ class TrainStep:
             after_look_up: Called once between look-up and forward pass. There the next look-ups may be sent.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
-        torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
+        devices.seed(self.world.device, _dropout_seed(self.seed, step, self.world.rank))
         self.optimizers.set_rate_factor(rate_factor)
         self.clock.start()
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
@@ -306,7 +306,7 @@ class TrainStep:
         requests: tuple[bool, bool],
     ) -> Tensor:
         """Return the numbers of the result, summed over ranks. Collective. requests: to stop, and to save."""
-        finite = [loss_sum.isfinite(), self.dense_sums.finite(), *(gradient.isfinite().all() for gradient in gradients)]
+        finite = [loss_sum.isfinite(), self.dense_sums.finite(), *map(devices.all_finite, gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
         events = [0.0] * self.world.world_size
@@ -314,7 +314,7 @@ class TrainStep:
         own_seconds = [0.0] * self.world.world_size
         own_seconds[self.world.rank] = self.clock.own_seconds
         counts = torch.tensor([batch.num_targets, *requests, *events, *own_seconds], dtype=torch.float64)
-        broken_weights = torch.stack([~weights[name].isfinite().all() for name in sorted(weights)])
+        broken_weights = torch.stack([~devices.all_finite(weights[name]) for name in sorted(weights)])
         of_device = torch.stack((loss_sum, broken.double()))
         numbers = torch.cat((of_device, devices.from_host(counts, loss_sum.device), broken_weights.double()))
         return self.world.sum(numbers)

@@ -20,6 +20,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from models import devices
 from sharding.world import PendingSum, World
 
 BUCKET_BYTES = 4 << 20
@@ -105,7 +106,7 @@ class GradientBuckets:
         torch.cat([gradient_of(parameter).reshape(-1) for parameter in parameters], out=whole)
         for parameter in parameters:
             parameter.grad = None
-        self._finite.append(whole.isfinite().all())
+        self._finite.append(devices.all_finite(whole))
         self._waiting.append(self._world.start_sum(whole))
 
 
