@@ -162,16 +162,28 @@ class Worker {
   // The number of these keys: those that a query sees, and the rest of a group of columns in add_to_keys.
   int64_t keys_for(int64_t query) const { return std::min(round_up(query + 2 * STEP - 1, 16), panels_for(query) * PANEL); }
 
-  // Writes the products of the vectors of STEP queries with all panels of columns, (panels, padded, 64).
-  void multiply(const float* vectors, int64_t width, const float* columns, int64_t padded, int64_t query, float* products) {
-    const int64_t keys = keys_for(query);
-    for (int64_t first = 0; first < keys; first += PANEL)
-      score(vectors, padded, width, columns + first * padded, products + first * ROWS, std::min(PANEL, keys - first));
+  // Writes the products of the vectors of the block's queries with columns, (panels, padded, 64), panel by panel, so that one is in the
+  // first-level cache for all queries.
+  void multiply(const float* vectors, int64_t width, const float* columns, int64_t padded, int64_t row, int64_t rows, float* products) {
+    for (int64_t first = 0; first < row + rows; first += PANEL)
+      for (int64_t r = first_step(row, first); r < rows; r += STEP)
+        score(vectors + r * padded, padded, width, columns + first * padded, products + first * ROWS + r * PANEL, std::min(PANEL, keys_for(row + r) - first));
   }
+
+  // Adds the products of weights and vectors, (panels * 64, padded), to the sums of the block's queries.
+  void add_weighted(const float* weights, const float* vectors, int64_t padded, int64_t row, int64_t rows) {
+    for (int64_t first = 0; first < row + rows; first += PANEL)
+      for (int64_t r = first_step(row, first); r < rows; r += STEP)
+        add_product<STEP>(weights + first * ROWS + r * PANEL, PANEL, 1, vectors + first * padded, std::min(PANEL, row + r + STEP - first), padded,
+                          sums_.get() + r * padded);
+  }
+
+  // The first step of the block's queries that sees a panel.
+  static int64_t first_step(int64_t row, int64_t first) { return std::max<int64_t>(0, (first - row) / STEP * STEP); }
   static int64_t panels_of(int64_t query) { return query / PANEL + 1; }
 
-  // step: the first of the STEP queries with this one.
-  Row row_of(int64_t row, int64_t r, int64_t step, bool backward) {
+  Row row_of(int64_t row, int64_t r, bool backward) {
+    const int64_t step = r / STEP * STEP;
     return {row + r,
             first_ + row + r,
             panels_for(row + step),
@@ -186,43 +198,29 @@ class Worker {
   }
 
   void forward_block(int64_t head, int64_t row) {
+    const int64_t rows = std::min(ROWS, length_ - row);
     load_queries(head, row);
     std::memset(sums_.get(), 0, ROWS * value_padded_ * sizeof(float));
-    for (int64_t r = 0; r < ROWS && row + r < length_; r += STEP) {
-      const int64_t number = panels_for(row + r), real = std::min(STEP, length_ - row - r);
-      multiply(queries_.get() + r * key_padded_, p_.key_width, key_columns_.get(), key_padded_, row + r, weights_.get() + r * PANEL);
-      float factor[STEP];
-      for (int64_t i = 0; i < real; i++) factor[i] = form_.weigh(row_of(row, r + i, r, false));
-      for (int64_t panel = 0; panel < number; panel++) {
-        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
-        add_product<STEP>(weights_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, value_rows_.get() + panel * PANEL * value_padded_, depth,
-                          value_padded_, sums_.get() + r * value_padded_);
-      }
-      for (int64_t i = 0; i < real; i++) {
-        float* output = p_.output + ((first_ + row + r + i) * p_.num_heads + head) * p_.value_width;
-        copy_back(sums_.get() + (r + i) * value_padded_, p_.value_width, factor[i], output);
-      }
+    multiply(queries_.get(), p_.key_width, key_columns_.get(), key_padded_, row, rows, weights_.get());
+    float factor[ROWS];
+    for (int64_t r = 0; r < rows; r++) factor[r] = form_.weigh(row_of(row, r, false));
+    add_weighted(weights_.get(), value_rows_.get(), value_padded_, row, rows);
+    for (int64_t r = 0; r < rows; r++) {
+      float* output = p_.output + ((first_ + row + r) * p_.num_heads + head) * p_.value_width;
+      copy_back(sums_.get() + r * value_padded_, p_.value_width, factor[r], output);
     }
   }
 
   void backward_block(int64_t head, int64_t row) {
-    const int64_t heads = p_.num_heads, width = p_.value_width;
+    const int64_t rows = std::min(ROWS, length_ - row), heads = p_.num_heads, width = p_.value_width;
     load_queries(head, row);
     load_block(p_.output_gradient + head * width, heads * width, width, row, 1.0f, gradients_.get(), value_padded_);
     std::memset(sums_.get(), 0, ROWS * key_padded_ * sizeof(float));
-    const int64_t rows = std::min(ROWS, length_ - row);
-    for (int64_t r = 0; r < rows; r += STEP) {
-      const int64_t number = panels_for(row + r);
-      multiply(queries_.get() + r * key_padded_, p_.key_width, key_columns_.get(), key_padded_, row + r, weights_.get() + r * PANEL);
-      multiply(gradients_.get() + r * value_padded_, width, value_columns_.get(), value_padded_, row + r, slopes_.get() + r * PANEL);
-      // The rest of the last step has the zeros of load_block, and what it gives is not used.
-      for (int64_t i = r; i < std::min(r + STEP, rows); i++) form_.differentiate(row_of(row, i, r, true));
-      for (int64_t panel = 0; panel < number; panel++) {
-        const int64_t depth = std::min(PANEL, row + r + STEP - panel * PANEL);
-        add_product<STEP>(slopes_.get() + (panel * ROWS + r) * PANEL, PANEL, 1, key_rows_.get() + panel * PANEL * key_padded_, depth,
-                          key_padded_, sums_.get() + r * key_padded_);
-      }
-    }
+    multiply(queries_.get(), p_.key_width, key_columns_.get(), key_padded_, row, rows, weights_.get());
+    multiply(gradients_.get(), width, value_columns_.get(), value_padded_, row, rows, slopes_.get());
+    // The rest of the last step has the zeros of load_block, and what it gives is not used.
+    for (int64_t r = 0; r < rows; r++) form_.differentiate(row_of(row, r, true));
+    add_weighted(slopes_.get(), key_rows_.get(), key_padded_, row, rows);
     for (int64_t r = 0; r < rows; r++)
       copy_back(sums_.get() + r * key_padded_, p_.key_width, p_.scale, at(p_.query_gradient, first_ + row + r, p_.query_gradient_row, head, p_.key_width));
     add_to_keys(row, rows);
