@@ -3,21 +3,22 @@
     python -m benchmarks.compiled --json docs/results/benchmark_compiled.json                          # measures
     python -m benchmarks.compiled --json docs/results/benchmark_compiled.json --page docs/objectives.md
 
-Each is forward and backward: attention with and without biases, objectives with negatives that all targets share, and whole steps
-of HSTU.
+Each is forward and backward: attention with and without biases, the layers between matrix products, objectives with negatives that
+all targets share, and whole steps of HSTU.
 """
 
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.pages import markdown, measure_or_show, ratio_text
@@ -31,6 +32,7 @@ from models.batches.jagged import layout_of
 from models.compiled.kernels import CompiledKernels, build_kernels
 from models.config import NextItemConfig
 from models.features.catalogue import Catalogue
+from models.layers.dropout import drop, threshold_of
 from models.next_item.model import NextItemModel
 from models.objectives.sampled import SampledTargets, binary_cross_entropy, sampled_softmax_cross_entropy
 from models.tables import TableSpec
@@ -38,6 +40,7 @@ from sharding.tables.initialize import initialize_tables
 
 NUM_HISTORIES, MAX_HISTORY, NUM_ITEMS, WIDTH, NUM_HEADS = 128, 200, 3416, 64, 2
 NUM_NEGATIVES = (128, 512)
+DROPOUT = 0.2
 # Normalisation and bias of attentions.
 FORMS = (
     ("silu", "none"),
@@ -62,7 +65,7 @@ def measure(_: Path, turns: int) -> dict[str, Any]:
 
 def compare(kernels: CompiledKernels, turns: int) -> Iterator[Comparison]:
     """Measure everything in float32 and in bfloat16."""
-    works = itertools.chain(_attentions(kernels), _objectives(kernels), _steps(kernels))
+    works = itertools.chain(_attentions(kernels), _layers(kernels), _objectives(kernels), _steps(kernels))
     for name, unit, amount, of_kernels in works:
         for dtype in PRECISIONS:
             ours, theirs = (_under(dtype, work) for work in (of_kernels(True, dtype), of_kernels(False, dtype)))
@@ -126,6 +129,59 @@ def _attentions(kernels: CompiledKernels) -> Iterator[Choices]:
         name = {"none": "no bias", "position": "bias of positions", "both": "biases of positions and times"}[bias]
         form = {"silu": "SiLU", "entmax15": "entmax"}.get(normalisation, normalisation)
         yield f"{form} attention, {name}", "events/s", float(times.numel()), of_kernels
+
+
+def _layers(kernels: CompiledKernels) -> Iterator[Choices]:
+    num_rows = int(_lengths().sum())
+    generator = torch.Generator().manual_seed(1)
+    x, said, gate, hidden = (
+        torch.randn(num_rows, width, generator=generator) for width in (WIDTH, WIDTH, WIDTH, 2 * WIDTH)
+    )
+    bias, threshold, norm, layers = (
+        torch.randn(WIDTH, generator=generator),
+        threshold_of(DROPOUT),
+        nn.LayerNorm(WIDTH),
+        kernels.layers,
+    )
+
+    def add(x: Tensor, said: Tensor) -> Tensor:
+        return x.float() + drop(said, threshold)
+
+    def add_gated(x: Tensor, said: Tensor, gate: Tensor) -> Tensor:
+        return x.float() + torch.sigmoid(gate) * drop(said, threshold)
+
+    def swiglu(hidden: Tensor) -> Tensor:
+        first, second = hidden.chunk(2, dim=-1)
+        return drop(F.silu(first) * second, threshold)
+
+    # By name: inputs, the computation by torch, and by the kernels.
+    forms: dict[str, tuple[Sequence[Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
+        "dropout and residual sum": ((x, said), add, lambda x, said: layers.add_dropped(x.float(), said, threshold)),
+        "dropout, gate and residual sum": (
+            (x, said, gate),
+            add_gated,
+            lambda x, said, gate: layers.add_dropped(x.float(), said, threshold, gate_ND=gate),
+        ),
+        "GELU with a bias": (
+            (said, bias),
+            lambda h, b: F.gelu(h + b),
+            lambda h, b: layers.activate(h, "gelu", bias=b.float()),
+        ),
+        "SwiGLU with dropout": ((hidden,), swiglu, lambda h: layers.activate(h, "silu", True, threshold)),
+        "layer norm": ((x,), lambda x: norm(x.float()), lambda x: layers.normalise(norm, x.float())[0]),
+    }
+    for name, (inputs, by_torch, by_kernels) in forms.items():
+
+        def of_kernels(
+            compiled: bool,
+            dtype: torch.dtype,
+            inputs: Sequence[Tensor] = inputs,
+            sides: tuple[Callable[..., Tensor], Callable[..., Tensor]] = (by_torch, by_kernels),
+        ) -> Callable[[], Tensor]:
+            leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]
+            return lambda: sides[compiled](*leaves).float().sum()
+
+        yield name, "events/s", float(num_rows), of_kernels
 
 
 def _objectives(kernels: CompiledKernels) -> Iterator[Choices]:

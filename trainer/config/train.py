@@ -144,9 +144,10 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     compiled_kernels: bool = Field(
         False,
-        description="compute objectives, and causal attention over all earlier events, on CPUs by kernels in C++, which each "
-        "machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on every worker's machine. With bfloat16 it uses "
-        "AMX if all machines have it. Results differ from those without it by rounding",
+        description="compute objectives, causal attention over all earlier events, and norms, activations, dropout and residual "
+        "sums on CPUs by kernels in C++, which each machine compiles once, in seconds. It needs a C++ compiler and AVX-512 on "
+        "every worker's machine. With bfloat16 it uses AMX if all machines have it. Results differ from those without it by "
+        "rounding",
     )
     tf32: bool = Field(
         False,
