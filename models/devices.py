@@ -21,6 +21,11 @@ def from_host(numbers: Tensor, device: torch.device) -> Tensor:
     return numbers.pin_memory().to(device, non_blocking=True)
 
 
+def host_uses_bfloat16() -> bool:
+    """Return whether autocast computes the matrix products of the host in bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
 def seed(device: torch.device, number: int) -> None:
     """Seed the generator of a device. torch.manual_seed writes three stack traces first, which takes 2 ms without a GPU."""
     if is_host(device):

@@ -3,6 +3,7 @@
 Importing this package imports no torch.
 
 Files:
+    addresses.py          addresses of tensors, as arguments of the libraries
     attention.cpp         forms of the attention: softmax, SiLU, sparsemax and entmax, and their biases
     attention.h           causal attention of packed histories, forward and backward
     attention.py          its autograd function

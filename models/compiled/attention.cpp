@@ -296,11 +296,6 @@ class Silu {
   }
 
  private:
-  static __m512 sigmoid(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
-  }
-
   const Problem& p_;
   Biases biases_;
 };

@@ -58,10 +58,7 @@ struct Row {
   float* scores_of(int64_t panel, int64_t column) const { return scores + panel * ROWS * PANEL + column; }
   float* slopes_of(int64_t panel, int64_t column) const { return slopes + panel * ROWS * PANEL + column; }
   // The keys that the query sees, of the 16 that begin at a column of a panel.
-  __mmask16 seen(int64_t panel, int64_t column) const {
-    const int64_t number = query + 1 - panel * PANEL - column;
-    return number >= 16 ? __mmask16(0xffff) : number <= 0 ? __mmask16(0) : __mmask16((1u << number) - 1);
-  }
+  __mmask16 seen(int64_t panel, int64_t column) const { return first_of(query + 1 - panel * PANEL - column); }
 };
 
 // The working memory of a thread. Form has
@@ -136,8 +133,6 @@ class Worker {
   static void copy_back(const float* from, int64_t width, float factor, To* to) {
     for (int64_t d = 0; d < width; d += 16) store(_mm512_mul_ps(_mm512_load_ps(from + d), _mm512_set1_ps(factor)), to + d, first_of(width - d));
   }
-  // Of 16 numbers the first ones.
-  static __mmask16 first_of(int64_t number) { return number >= 16 ? __mmask16(0xffff) : __mmask16((1u << number) - 1); }
 
   // Copies keys or values by rows of `padded` numbers, and by panels of columns. Zeros follow the last event.
   void pack(const void* from, int64_t row_size, int64_t head, int64_t width, int64_t padded, float* columns, float* rows) {

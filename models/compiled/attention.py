@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
 
 NUMBERS = (torch.float32, torch.bfloat16)  # of queries, keys and values
@@ -228,10 +229,6 @@ def _has_rows(part: Tensor) -> bool:
     return True
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 class _Problem(ctypes.Structure):
     """The arguments of the kernel: Problem in attention.h."""
 
@@ -273,13 +270,13 @@ class _Problem(ctypes.Structure):
             offsets.data_ptr(),
             *(column.data_ptr() for column in columns),
             *(column.stride(0) for column in columns),
-            *(_address(output), _address(output_gradient)),
+            *(address_of(output), address_of(output_gradient)),
             *([column.data_ptr() for column in gradients] or (None, None, None)),
             *([column.stride(0) for column in gradients] or (0, 0, 0)),
-            _address(level),
+            address_of(level),
             *(0 if bias is None else bias.shape[1] for bias in biases),
-            *(_address(bias) for bias in biases),
+            *(address_of(bias) for bias in biases),
             *((None, None) if pairs is None else (pairs.buckets.data_ptr(), pairs.first_pair.data_ptr())),
-            *(_address(sums) for sums in bias_sums),
+            *(address_of(sums) for sums in bias_sums),
             *(form.scale, form.weights.divisor),
         )

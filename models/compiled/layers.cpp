@@ -21,9 +21,6 @@ constexpr int64_t ROWS_OF_SUM = 512;    // rows whose gradients of a norm's weig
 constexpr int64_t TILE = 8;             // rows
 constexpr int64_t LANES = 16;
 
-// The numbers that exist, of the 16 that begin at `i`.
-inline __mmask16 mask_of(int64_t size, int64_t i) { return size - i >= LANES ? __mmask16(0xffff) : __mmask16((1u << (size - i)) - 1); }
-
 // Calls body(row, d, place, mask) for each 16 numbers of rows: they begin at number d of the row, and at `place` of a contiguous array.
 template <class Body>
 void each_vector(int64_t rows, int64_t width, int64_t threads, Body body) {
@@ -31,7 +28,7 @@ void each_vector(int64_t rows, int64_t width, int64_t threads, Body body) {
 #pragma omp parallel for num_threads(int(threads)) schedule(static) if (chunks > 1)
   for (int64_t chunk = 0; chunk < chunks; chunk++)
     for (int64_t row = chunk * size; row < std::min(rows, (chunk + 1) * size); row++)
-      for (int64_t d = 0; d < width; d += LANES) body(row, d, row * width + d, mask_of(width, d));
+      for (int64_t d = 0; d < width; d += LANES) body(row, d, row * width + d, first_of(width - d));
 }
 
 // Returns `factor` for the numbers that are kept, and 0 for the others.
@@ -39,11 +36,6 @@ inline __m512 kept(const uint8_t* bytes, int64_t first, __mmask16 mask, int64_t 
   if (bytes == nullptr) return _mm512_set1_ps(1.0f);
   const __m512i drawn = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, bytes + first));
   return _mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(drawn, _mm512_set1_epi32(int(threshold))), _mm512_set1_ps(factor));
-}
-
-inline __m512 sigmoid(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
 }
 
 struct Slope {
@@ -179,7 +171,7 @@ void scale_by_slopes(const Scaled& p) {
     for (int64_t first = group * ROWS_OF_SUM; first < end; first += TILE)
       for (int64_t part = 0; part < p.parts; part++)
         for (int64_t d = 0; d < p.width; d += LANES) {
-          const __mmask16 mask = mask_of(p.width, d);
+          const __mmask16 mask = first_of(p.width - d);
           __m512 sum = _mm512_setzero_ps();
           for (int64_t row = first; row < std::min(end, first + TILE); row++) {
             const int64_t i = row * p.width + d, place = row * size + part * p.width + d;
@@ -216,14 +208,14 @@ void normalise(const Norm& p) {
     float mean = 0.0f;
     if (CENTRED) {
       __m512 sum = _mm512_setzero_ps();
-      for (int64_t d = 0; d < p.width; d += LANES) sum = _mm512_add_ps(sum, load(x + d, mask_of(p.width, d)));
+      for (int64_t d = 0; d < p.width; d += LANES) sum = _mm512_add_ps(sum, load(x + d, first_of(p.width - d)));
       mean = _mm512_reduce_add_ps(sum) * share;
       p.mean[row] = mean;
     }
     const __m512 centre = _mm512_set1_ps(mean);
     __m512 squares = _mm512_setzero_ps();
     for (int64_t d = 0; d < p.width; d += LANES) {
-      const __mmask16 mask = mask_of(p.width, d);
+      const __mmask16 mask = first_of(p.width - d);
       const __m512 distance = _mm512_maskz_sub_ps(mask, load(x + d, mask), centre);
       squares = _mm512_fmadd_ps(distance, distance, squares);
     }
@@ -231,7 +223,7 @@ void normalise(const Norm& p) {
     p.scale[row] = scale;
     Out* out = static_cast<Out*>(p.out) + row * p.width;
     for (int64_t d = 0; d < p.width; d += LANES) {
-      const __mmask16 mask = mask_of(p.width, d);
+      const __mmask16 mask = first_of(p.width - d);
       __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load(x + d, mask), centre), _mm512_set1_ps(scale));
       normed = _mm512_mul_ps(normed, load(p.weight + d, mask));
       if (p.bias != nullptr) normed = _mm512_add_ps(normed, load(p.bias + d, mask));
@@ -262,7 +254,7 @@ void differentiate(const Norm& p) {
         const __m512 centre = _mm512_set1_ps(CENTRED ? p.mean[first + r] : 0.0f);
         __m512 sum = _mm512_setzero_ps(), products = _mm512_setzero_ps();
         for (int64_t d = 0; d < p.width; d += LANES) {
-          const __mmask16 mask = mask_of(p.width, d);
+          const __mmask16 mask = first_of(p.width - d);
           const __m512 weighted = _mm512_mul_ps(load(gradient + d, mask), load(p.weight + d, mask));
           sum = _mm512_add_ps(sum, weighted);
           products = _mm512_fmadd_ps(weighted, _mm512_sub_ps(load(x + d, mask), centre), products);
@@ -271,7 +263,7 @@ void differentiate(const Norm& p) {
         of_scale[r] = _mm512_set1_ps(_mm512_reduce_add_ps(products) * p.scale[first + r] * share);
       }
       for (int64_t d = 0; d < p.width; d += LANES) {
-        const __mmask16 mask = mask_of(p.width, d);
+        const __mmask16 mask = first_of(p.width - d);
         const __m512 weight = load(p.weight + d, mask);
         __m512 weight_sum = load(weight_sums + d, mask), bias_sum = _mm512_setzero_ps();
         for (int64_t r = 0; r < rows; r++) {

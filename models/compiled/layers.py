@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
 from models.layers.dropout import factor_of, random_bytes
 
@@ -134,8 +135,8 @@ class _Sum(torch.autograd.Function):
         slopes = [_like(said) for _ in range(2)] if has_slopes else [None, None]
         output = _like(said if x is None else x)
         problem = _SumProblem(
-            *(*_rows_of(said), torch.get_num_threads(), *map(_address, given), _address(drawn)),
-            *(threshold, factor_of(threshold), _address(output), *map(_address, slopes)),
+            *(*_rows_of(said), torch.get_num_threads(), *map(address_of, given), address_of(drawn)),
+            *(threshold, factor_of(threshold), address_of(output), *map(address_of, slopes)),
         )
         kernels.run(f"sum_{SUFFIXES[said.dtype]}", problem)
         ctx.save_for_backward(drawn, *slopes)  # type: ignore[arg-type]  # torch accepts None, which its types leave out
@@ -176,8 +177,8 @@ class _Activation(torch.autograd.Function):
         drawn = random_bytes(output.shape) if threshold else None
         slopes = _like(hidden) if any(ctx.needs_input_grad) else None  # type: ignore[attr-defined]
         problem = _ActivationProblem(
-            *(num_rows, width, gated, torch.get_num_threads(), _address(hidden), _address(bias), _address(drawn)),
-            *(threshold, factor_of(threshold), _address(output), _address(slopes)),
+            *(num_rows, width, gated, torch.get_num_threads(), address_of(hidden), address_of(bias), address_of(drawn)),
+            *(threshold, factor_of(threshold), address_of(output), address_of(slopes)),
         )
         kernels.run(f"{activation}_{SUFFIXES[hidden.dtype]}", problem)
         ctx.save_for_backward(slopes)  # type: ignore[arg-type]
@@ -224,11 +225,11 @@ def _scaled(
             width,
             size // width,
             torch.get_num_threads(),
-            _address(gradient),
-            _address(slopes),
-            _address(drawn),
+            address_of(gradient),
+            address_of(slopes),
+            address_of(drawn),
         ),
-        *(threshold, factor_of(threshold), _address(result), _address(sums)),
+        *(threshold, factor_of(threshold), address_of(result), address_of(sums)),
     )
     kernels.run(f"scaled_{SUFFIXES[gradient.dtype]}_{SUFFIXES[dtype]}", problem)
     return result, None if sums is None else sums.sum(dim=0)
@@ -255,8 +256,8 @@ class _Norm(torch.autograd.Function):
         mean = x.new_empty(num_rows) if centred else None
         scale = x.new_empty(num_rows)
         problem = _NormProblem(
-            *(num_rows, width, centred, torch.get_num_threads(), _address(x), _address(weight), _address(bias)),
-            *(epsilon, _address(output), _address(mean), _address(scale)),
+            *(num_rows, width, centred, torch.get_num_threads(), address_of(x), address_of(weight), address_of(bias)),
+            *(epsilon, address_of(output), address_of(mean), address_of(scale)),
         )
         kernels.run(f"norm_{SUFFIXES[dtype]}", problem)
         ctx.save_for_backward(x, weight, mean, scale)  # type: ignore[arg-type]
@@ -276,16 +277,20 @@ class _Norm(torch.autograd.Function):
         of_weight = weight.new_empty((-(-num_rows // ROWS_OF_SUM), *weight.shape))
         of_bias = torch.empty_like(of_weight) if ctx.has_bias else None
         problem = _NormProblem(
-            *(num_rows, width, ctx.centred, torch.get_num_threads(), _address(x), _address(weight), None),
-            *(0.0, None, _address(mean), _address(scale), _address(gradient), _address(of_kept), _address(of_x)),
-            *(_address(of_weight), _address(of_bias)),
+            *(num_rows, width, ctx.centred, torch.get_num_threads(), address_of(x), address_of(weight), None),
+            *(
+                0.0,
+                None,
+                address_of(mean),
+                address_of(scale),
+                address_of(gradient),
+                address_of(of_kept),
+                address_of(of_x),
+            ),
+            *(address_of(of_weight), address_of(of_bias)),
         )
         ctx.kernels.run(f"norm_{SUFFIXES[gradient.dtype]}", problem)
         return None, of_x, of_weight.sum(dim=0), None if of_bias is None else of_bias.sum(dim=0), None, None, None
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -23,6 +23,9 @@ inline void write(float value, BFloat16* to) {  // to the nearest number, ties t
   *to = nan ? BFloat16((bits >> 16) | 0x40) : BFloat16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Of 16 numbers the first ones: none if `number` is not positive.
+inline __mmask16 first_of(int64_t number) { return number >= 16 ? __mmask16(0xffff) : number <= 0 ? __mmask16(0) : __mmask16((1u << number) - 1); }
+
 // 16 numbers, of which the mask has those that exist. The others are 0, and are not written.
 inline __m512 load(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
 inline __m512 load(const BFloat16* from, __mmask16 mask) {

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models import devices
+from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library, processor_features
 
 # By Linux's names. The compiler writes a hyphen for the underscore of AMX, and none in AVX-512's.
@@ -126,7 +128,7 @@ class SoftmaxKernels:
         assert all(t is None or t.is_contiguous() for t in given)
         problem = _Problem(
             *(*user_TD.shape[:1], *item_CD.shape, torch.get_num_threads()),
-            *(None if t is None else t.data_ptr() for t in (*given, *results)),
+            *map(address_of, (*given, *results)),
             *(target_T is None, 1.0 / temperature),
         )
         if self._function(loss)(ctypes.byref(problem)):
@@ -134,8 +136,7 @@ class SoftmaxKernels:
         return terms
 
     def _function(self, loss: str) -> "ctypes._NamedFuncPointer":
-        low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if low and self.bfloat16 is not None:
+        if devices.host_uses_bfloat16() and self.bfloat16 is not None:
             return load_library(self.bfloat16)[f"{loss}_bfloat16"]
         return load_library(self.float32)[f"{loss}_float32"]
 

@@ -48,6 +48,11 @@ inline __m512 power_of_2(__m512 x) {
   return _mm512_scalef_ps(power, whole);
 }
 
+inline __m512 sigmoid(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
+}
+
 // scores (STEP, 16 VECTORS) = users (STEP, D) columns (D, 16 VECTORS). Users have rows of `user_row` numbers, the others of 64.
 template <int VECTORS>
 inline void score_columns(const float* users, int64_t user_row, int64_t width, const float* columns, float* scores) {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models import devices
 from models.compiled.layers import LayerKernels
 
 
@@ -54,8 +55,7 @@ def normed_for_product(
 
     The norm may have the dtype of autocast. Arguments are those of `normed`.
     """
-    low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    compiled = _compiled(norm, x, torch.bfloat16 if low else torch.float32, kernels)
+    compiled = _compiled(norm, x, torch.bfloat16 if devices.host_uses_bfloat16() else torch.float32, kernels)
     return (normed(norm, x, num_events, kernels), x) if compiled is None else compiled
 
 
