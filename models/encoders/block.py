@@ -103,16 +103,14 @@ class FeedForward(nn.Module):
     def forward(self, x_ND: Tensor, kernels: LayerKernels | None = None) -> Tensor:
         """Return the output, (N, D). With kernels the bias of W2 is left out, because what adds the output adds it too."""
         # What torch.compile compiles is fused by its own compiler.
-        fused = kernels is not None and not torch.compiler.is_compiling()
-        hidden = product_of(self.into, x_ND, not fused)
-        if fused:
-            assert kernels is not None
+        if kernels is not None and kernels.takes(x_ND) and not torch.compiler.is_compiling():
+            hidden = product_of(self.into, x_ND, with_bias=False)
             hidden = kernels.activate(
                 hidden, self.activation, self.gated, self.dropout.active_threshold, self.into.bias
             )
         else:
-            hidden = self.dropout(self._activated(hidden))
-        return product_of(self.out_of, hidden, kernels is None)
+            hidden = self.dropout(self._activated(self.into(x_ND)))
+        return product_of(self.out_of, hidden, with_bias=kernels is None)
 
     def _activated(self, hidden: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.activation]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from models.devices import is_host
+from models import devices
 
 
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
@@ -35,6 +35,6 @@ class _KnownGradients(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (factor,) = grad_outputs
-        if is_host(factor.device) and factor == 1.0:  # a device would be waited for
+        if devices.is_host(factor.device) and factor == 1.0:  # a device would be waited for
             return None, None, *ctx.saved_tensors  # type: ignore[attr-defined]
         return None, None, *(gradient * factor for gradient in ctx.saved_tensors)  # type: ignore[attr-defined]

@@ -199,3 +199,14 @@ def test_an_encoder_computes_the_same_with_them(layers, settings, lengths):
         results.append([*output, *(parameter.grad for parameter in encoder.parameters())])
     assert len(results[0]) == 2 + len(list(encoder.parameters()))
     assert_near(results[1], results[0], 1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_what_they_do_not_compute_is_left_to_torch_with_its_biases(layers, settings):
+    """In float64, and without any event."""
+    encoder = make_encoder(settings).double()
+    for lengths in ([5, 0, 3], [0]):
+        context = context_of(lengths)
+        context.layer_kernels = layers
+        x = events(sum(lengths), torch.float64)
+        assert torch.equal(encoder(x, context)[0], encoder(x, context_of(lengths))[0])

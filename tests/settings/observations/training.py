@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.config.run_config import Config
+from models import devices
 from sharding.tables.early_requests import send_requests
 from sharding.world import World
 from tests.settings.lab import Lab
@@ -112,16 +113,15 @@ def ids_sent_early(lab: Lab, config: Config) -> bool:
 
 
 def kernels_asked(lab: Lab, config: Config) -> bool:
-    """Return whether the first step offers vectors to the compiled kernels of both kinds. No compiler is needed."""
+    """Return whether the first step offers vectors to the compiled kernels of all kinds. No compiler is needed."""
     offers: list[str] = []
-    softmax, attention = (
-        SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind)))
-        for kind in ("softmax", "attention")
+    kinds = ("softmax", "attention", "layers")
+    kernels = SimpleNamespace(
+        **{kind: SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind))) for kind in kinds}
     )
-    kernels = SimpleNamespace(softmax=softmax, attention=attention)
     with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels):
         training_of(lab, lab.job(config), [], stop_after=1).run()
-    return {*offers} == {"softmax", "attention"}
+    return {*offers} == {*kinds}
 
 
 def tf32_in_a_step(lab: Lab, config: Config) -> bool:
@@ -335,7 +335,7 @@ def seeds_of_step(world: World, job: Job) -> list[int]:
     """Return the same on a rank."""
     training, seeds = Training(job, world, SILENT), list[int]()
     item = next(training.stream.steps(Position(0, 0), 1))
-    with mock.patch.object(torch, "manual_seed", seeds.append):
+    with mock.patch.object(devices, "seed", lambda device, number: seeds.append(number)):
         training._train(item)
     return seeds
 
