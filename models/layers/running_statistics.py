@@ -111,5 +111,10 @@ def forget(model: Modular) -> None:
         module.sums.zero_()
 
 
+def statistics_of(model: Modular) -> nn.ModuleList:
+    """Return the modules of a model with running statistics, in order. To search them takes longer than to sum them."""
+    return nn.ModuleList(_modules(model))
+
+
 def _modules(model: Modular) -> list[RunningStatistics]:
     return [module for module in model.modules() if isinstance(module, RunningStatistics)]

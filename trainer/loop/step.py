@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -103,6 +104,11 @@ class TrainStep:
     reads_later: bool = False
     """The host reads the result after the next step was queued."""
 
+    @cached_property
+    def _statistics(self) -> nn.ModuleList:
+        """Return the modules of the model with running statistics."""
+        return running_statistics.statistics_of(self.model)
+
     def __call__(
         self,
         batch: Batch,
@@ -171,7 +177,7 @@ class TrainStep:
         else:
             self.dense_sums.wait()
             self.optimizers.zero_dense_grad()
-            running_statistics.forget(self.model)
+            running_statistics.forget(self._statistics)
         self.clock.mark()
         return started
 
@@ -238,10 +244,10 @@ class TrainStep:
 
     def _update_statistics(self, applied: Tensor | None) -> None:
         """Update running statistics of the model with this batch of all ranks. Collective if the model has any."""
-        counted = running_statistics.sums_of(self.model)
+        counted = running_statistics.sums_of(self._statistics)
         if counted.numel():
             # Sums of zero entries change nothing.
-            running_statistics.update(self.model, _where(applied, self.world.sum(counted)))
+            running_statistics.update(self._statistics, _where(applied, self.world.sum(counted)))
 
     def _set_summed_gradient(self, divisor: Tensor, applied: Tensor | None) -> None:
         """Set the gradient of dense weights and copied tables: the sum over ranks, divided by `divisor`, float64 (). Collective."""
