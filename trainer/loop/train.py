@@ -161,7 +161,6 @@ class Training:
         saved_step = self.state.step
         self._note("data")
         while (item := self._next_item()) is not None:
-            reach("data", self.world.rank, self.state.step)
             self._note("step")
             self._train(item)
             saved = self.checkpoints.collect()
@@ -201,12 +200,18 @@ class Training:
                 return "stopped"
         return "finished"
 
-    def _next_item(self) -> Step[Any] | None:
-        """Return the step to train next; None at the end. Waits for its data unless it is prepared."""
+    def _next_item(self, is_early: bool = False) -> Step[Any] | None:
+        """Return the step to train next; None at the end. Waits for its data unless it is prepared.
+
+        is_early: the step before it is not finished.
+        """
         if self._prepared is not None:
+            reach("data", self.world.rank, self.state.step)
             return self._prepared.item
         asked = time.monotonic()
         item = next(self._upcoming, None)
+        if item is not None and not is_early:
+            reach("data", self.world.rank, self.state.step)  # a pause here is a wait for data
         self.clock.waited(time.monotonic() - asked)
         return item
 
@@ -269,7 +274,7 @@ class Training:
         is_asked = self._stop_requested or self._save_requested
         if not self.job.config.train.send_ids_early or is_asked or self._planned_after(number, position).checkpoint:
             return
-        item = self._next_item()
+        item = self._next_item(is_early=True)
         if item is not None:
             prepared = self._prepare(item, number)
             batch = prepared.batch.to(self.world.device)
