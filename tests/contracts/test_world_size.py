@@ -187,11 +187,20 @@ def test_masked_items_are_the_same_at_every_world_size(rank_pool, tmp_path, obje
     "examples",
     [
         {"long_histories": "windows"},
+        {"deal_by": "count"},
+        {"deal_by": "flops"},
         {"batch_tokens": 60},
         {"long_histories": "windows", "batch_tokens": 60},
         {"batch_tokens": 60, "deal_by": "flops"},
     ],
-    ids=["windows", "budget", "windows in a budget", "dealt by flops"],
+    ids=[
+        "windows",
+        "dealt in equal numbers",
+        "dealt by flops",
+        "budget",
+        "windows in a budget",
+        "budget dealt by flops",
+    ],
 )
 def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, examples):
     tiny_dataset(tmp_path / "dataset")

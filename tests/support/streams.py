@@ -39,6 +39,8 @@ class Kind:
     write: Callable[[Path], Manifest]
     long_histories: Literal["recent", "windows"] = "recent"
     batch_tokens: int | None = None
+    # Whether batches of a fixed number of examples are dealt by length.
+    deals_fixed: bool = False
 
     @property
     def is_ranking(self) -> bool:
@@ -56,6 +58,8 @@ def ranking_days(folder: Path) -> Manifest:
 KINDS = {
     "recent": Kind(tiny_dataset),
     "windows": Kind(tiny_dataset, "windows"),
+    "dealt by length": Kind(tiny_dataset, deals_fixed=True),
+    "windows, dealt by length": Kind(tiny_dataset, "windows", deals_fixed=True),
     "token budget": Kind(tiny_dataset, batch_tokens=TOKENS),
     "windows in a token budget": Kind(tiny_dataset, "windows", TOKENS),
     "ranking": Kind(ranking_dataset),
@@ -87,10 +91,19 @@ class Data:
 
     @cached_property
     def examples_of_rows(self) -> Examples:
-        return examples_of(self.reader, MAX_HISTORY, self.kind.long_histories, self.kind.batch_tokens is not None)
+        needs_lengths = self.kind.batch_tokens is not None or self.kind.deals_fixed
+        return examples_of(self.reader, MAX_HISTORY, self.kind.long_histories, needs_lengths)
 
     def batches(self, rank: int = 0, world_size: int = 1, seed: int = SEED) -> GlobalBatches:
-        return GlobalBatches(self.examples_of_rows, BATCH, self.kind.batch_tokens, seed, rank, world_size)
+        return GlobalBatches(
+            self.examples_of_rows,
+            BATCH,
+            self.kind.batch_tokens,
+            seed,
+            rank,
+            world_size,
+            deals_fixed=self.kind.deals_fixed,
+        )
 
     def stream(
         self, rank: int = 0, world_size: int = 1, objective: str = "full", reader: RowGroupReader | None = None

@@ -110,6 +110,10 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             "train.batch_tokens counts events of histories, and ranking counts users with their impressions: leave it out, and "
             "bound the memory of a step by train.micro_batch_tokens"
         )
+    if train.deal_by not in (None, "count"):
+        raise ValueError(
+            f'train.deal_by = "{train.deal_by}" divides histories, and ranking gives workers equal numbers of users: leave it out'
+        )
     if train.long_histories != "recent":
         raise ValueError(
             'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '

@@ -60,10 +60,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="maximum number of input events in the global batch. If set, it replaces batch_size, and a batch takes as "
         "many histories as fit; default: batch_size decides",
     )
-    deal_by: Literal["length", "flops"] = Field(
-        "length",
-        description="with batch_tokens: how the histories of a global batch are divided among workers. length: the longest first, "
-        "to the workers in turn; flops: those with most estimated FLOPs first, each to the worker with fewest so far",
+    deal_by: Literal["count", "length", "flops"] | None = Field(
+        None,
+        description="how the histories of a global batch are divided among workers. count: equal numbers, whatever their lengths, "
+        "mostly by streams; length: the longest first, to the workers in turn, so that numbers are equal too; flops: those with "
+        "most estimated FLOPs first, each to the worker with fewest so far; default: length, and count for ranking",
     )
     micro_batch_tokens: int | None = Field(
         None,
@@ -181,11 +182,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
 
     @model_validator(mode="after")
-    def _reject_dealing_without_budget(self) -> "TrainConfig":
-        if self.deal_by != "length" and self.batch_tokens is None:
+    def _reject_counts_of_a_budget(self) -> "TrainConfig":
+        if self.deal_by == "count" and self.batch_tokens is not None:
             raise ValueError(
-                f'deal_by = "{self.deal_by}" divides batches of a number of events, and batch_size gives workers equal numbers of '
-                'histories: set batch_tokens, or leave it at "length"'
+                'deal_by = "count" is for batch_size: a batch of batch_tokens has any number of histories, which are divided by '
+                '"length" or "flops"'
             )
         return self
 
@@ -218,6 +219,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                 'set it to "none"'
             )
         return self
+
+    @property
+    def dealing(self) -> Literal["count", "length", "flops"]:
+        """Return how histories are divided among workers, as configured or the default."""
+        return self.deal_by or "length"
 
     @property
     def betas_used(self) -> tuple[float, float]:

@@ -9,8 +9,8 @@ speed       of a worker: 1 alone on its host, busy_core_speed if all cores of th
 dense       a rank's FLOPs / (peak_flops x efficiency) + memory_factor x bytes / device_bandwidth, on average, x busy / speed
 straggler   what the busiest rank takes longer than that. Workers that share cores fill the waiting of others, so the time of the
             phase is the larger one of the busiest rank's work alone and of the mean work x busy
-tables      the prediction of sharding.planning.costs for the plan of W workers, x busy / speed; with batch_tokens their exchange
-            includes that of examples
+tables      the prediction of sharding.planning.costs for the plan of W workers, x busy / speed; their exchange includes
+            that of examples, unless workers get equal numbers of them
 sums        2 all-reduces (4 with clip_norm): the gradient of dense weights, and the numbers on which ranks agree, x busy / speed
 other       (step_seconds + block_seconds x blocks of the encoder) x busy / speed
 data wait   what reading the rows of a step takes longer than the step: files are read ahead
@@ -27,9 +27,11 @@ from cluster.config.run_config import Config
 from cluster.plan.grids import Planned
 from cluster.plan.simulation.examples import DenseWork, TrainingSet
 from cluster.plan.simulation.profiles import Constants
-from cluster.plan.simulation.straggler import ExampleWork, slowest_of_budget, slowest_of_examples
+from cluster.plan.simulation.straggler import ExampleWork, slowest_if_dealt, slowest_of_examples
+from models.ranking.config import RankingConfig
 from sharding.planning.costs import all_reduce_seconds, all_to_all_seconds
 from sharding.planning.topology import Topology
+from trainer.data.stream.dealing import BatchLimit
 
 NETWORK_PHASES = ("input", "output", "gradient")
 FLOAT = 4
@@ -136,12 +138,10 @@ def step_seconds(
     per_length = [machine.seconds(*pair) for pair in zip(work.products.tolist(), work.moved.tolist(), strict=True)]
     of_example = ExampleWork(examples.lengths, examples.probabilities, np.asarray(per_length))
     mean = of_example.mean * examples.batch_examples(config) / num_ranks + fixed
-    if config.train.batch_tokens is None:
+    if _deals_evenly(config):
         slowest = fixed + slowest_of_examples(of_example, config.train.batch_size, num_ranks)
     else:
-        slowest = fixed + slowest_of_budget(
-            of_example, config.train.batch_tokens, num_ranks, config.train.deal_by == "flops"
-        )
+        slowest = fixed + slowest_if_dealt(of_example, _limit(config), num_ranks, config.train.dealing == "flops")
     dense = mean * slowdown
     phases = {name: float(phase.sum(axis=0).max(initial=0.0)) for name, phase in planned.prediction.phases.items()}
     exchange = sum(phases[name] for name in NETWORK_PHASES)
@@ -157,6 +157,18 @@ def step_seconds(
     )
     reading = read_seconds(config, examples, machine)
     return replace(parts, data_wait=max(0.0, reading - parts.total))
+
+
+def _deals_evenly(config: Config) -> bool:
+    """Return whether workers get equal numbers of examples, whatever their lengths."""
+    return isinstance(config.model, RankingConfig) or config.train.dealing == "count"
+
+
+def _limit(config: Config) -> BatchLimit:
+    train = config.train
+    if train.batch_tokens is not None:
+        return BatchLimit(train.batch_tokens, of_events=True)
+    return BatchLimit(train.batch_size, of_events=False)
 
 
 def num_sums(config: Config) -> int:
@@ -176,18 +188,17 @@ def _sum_seconds(config: Config, work: DenseWork, machine: Machine) -> float:
 def read_bytes(config: Config, examples: TrainingSet, num_ranks: int) -> float:
     """Return the bytes that a rank reads in a step.
 
-    A batch of a number of examples is dealt by streams of row groups, which ranks share if there are more of them than streams. A
-    batch of a budget of events is dealt by length: each row group is read by one rank, which sends its examples to the others.
+    Equal numbers of examples are dealt by streams of row groups, which ranks share if there are more of them than streams. If
+    examples are dealt by length or FLOPs, each row group is read by one rank, which sends its examples to the others.
     """
     events = examples.batch_examples(config) * examples.mean / num_ranks
-    fixed = config.train.batch_tokens is None
-    times = float(-(-num_ranks // config.train.streams)) if fixed else 1.0
+    times = float(-(-num_ranks // config.train.streams)) if _deals_evenly(config) else 1.0
     return events * examples.bytes_per_event * times
 
 
 def _example_seconds(config: Config, examples: TrainingSet, topology: Topology) -> float:
     """Return the time in which ranks exchange the examples of a step, and the lengths by which they are dealt."""
-    if config.train.batch_tokens is None:
+    if _deals_evenly(config) or topology.num_devices == 1:
         return 0.0
     num_bytes = UNPACKED * read_bytes(config, examples, topology.num_devices)
     num_bytes += LENGTH_BYTES * examples.batch_examples(config)

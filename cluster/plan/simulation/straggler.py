@@ -1,8 +1,8 @@
 """Straggler: the expected work of the busiest rank of a step, from the distribution of the work of an example.
 
-A step ends when its busiest rank does. Examples are assumed to be drawn independently. With a number of examples per batch the
-distribution of a rank's sum is computed exactly, up to a grid of 1/64 of a standard deviation; with a budget of input events,
-batches are drawn with a fixed seed and dealt by length or work as training does (trainer.data.stream.dealing).
+A step ends when its busiest rank does. Examples are assumed to be drawn independently. With equal numbers of examples for all ranks
+the distribution of a rank's sum is computed exactly, up to a grid of 1/64 of a standard deviation; otherwise batches are drawn with
+a fixed seed and dealt by length or work as training does (trainer.data.stream.dealing).
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.stream.dealing import owners, relative_costs, runs_within
+from trainer.data.stream.dealing import BatchLimit, owners, relative_costs
 
 Float64 = NDArray[np.float64]
 
@@ -18,7 +18,7 @@ CELLS_PER_DEVIATION = 64.0
 MAX_CELLS = 1 << 19
 WIDTH_IN_DEVIATIONS = 24.0  # of a sum that needs more cells than MAX_CELLS
 SEED = 20240
-NUM_BATCHES = 32  # drawn for a budget of input events
+NUM_BATCHES = 32  # drawn
 MAX_DRAWN = 1 << 21  # examples drawn in all
 
 
@@ -83,13 +83,16 @@ def _sum_of(examples: ExampleWork, number: int, step: float) -> tuple[int, Float
     return first, np.roll(parts, -(first % size))
 
 
-def slowest_of_budget(examples: ExampleWork, budget: int, num_ranks: int, by_work: bool = False) -> float:
-    """Return the expected work of the busiest rank, if a batch has `budget` input events and is dealt by length, or by work."""
-    mean_length = float(examples.probabilities @ examples.lengths)
+def slowest_if_dealt(examples: ExampleWork, limit: BatchLimit, num_ranks: int, by_work: bool = False) -> float:
+    """Return the expected work of the busiest rank, if the examples of a batch are dealt by length, or by work."""
+    mean_length = max(1.0, float(examples.probabilities @ examples.lengths))
+    mean_examples = limit.number / mean_length if limit.of_events else float(limit.number)
     if num_ranks == 1:
-        return budget / max(1.0, mean_length) * examples.mean
+        return mean_examples * examples.mean
     rng = np.random.default_rng(SEED)
-    per_batch = int(1.5 * budget / max(1.0, mean_length)) + int(examples.lengths.max(initial=1)) + 2
+    per_batch = limit.number
+    if limit.of_events:
+        per_batch = int(1.5 * mean_examples) + int(examples.lengths.max(initial=1)) + 2
     num_batches = max(1, min(NUM_BATCHES, MAX_DRAWN // per_batch))
     costs = None
     if by_work:
@@ -99,8 +102,8 @@ def slowest_of_budget(examples: ExampleWork, budget: int, num_ranks: int, by_wor
     for _ in range(num_batches):
         drawn = rng.choice(examples.lengths.size, per_batch, p=examples.probabilities)
         lengths = examples.lengths[drawn]
-        stop = int(runs_within(lengths, budget, complete=True)[1])
+        stop = int(limit.runs(lengths, complete=True)[1])
         ranks = owners(lengths[:stop], np.asarray([0, stop]), num_ranks, costs)
         sums = np.bincount(ranks, examples.work[drawn[:stop]], num_ranks)
         ratios.append(sums.max() * num_ranks / max(sums.sum(), 1e-300))
-    return float(np.mean(ratios)) * budget / max(1.0, mean_length) * examples.mean / num_ranks
+    return float(np.mean(ratios)) * mean_examples * examples.mean / num_ranks

@@ -21,6 +21,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.job import SILENT, Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.examples import Examples, examples_of
 from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.loop.build import build_model, build_optimizers, load_for_evaluation
@@ -292,8 +293,11 @@ def largest_batch(lab: Lab, config: Config) -> int:
 
 def shares_of_four_workers(lab: Lab, config: Config) -> list[list[int]]:
     """Return the positions of the examples that each of four workers would train in the first batches."""
-    batches = model_of(lab, config).stream.batches
-    ranks = (replace(batches, rank=rank, world_size=4) for rank in range(4))
+    stream = model_of(lab, config).stream
+    examples = stream.batches.examples
+    if isinstance(examples, Examples):  # which one worker reads without lengths
+        examples = examples_of(stream.reader, examples.max_history, config.train.long_histories, with_lengths=True)
+    ranks = (replace(stream.batches, examples=examples, rank=rank, world_size=4) for rank in range(4))
     return [next(of.chunks(Position(0, 0), 1)).chosen.position.tolist() for of in ranks]
 
 

@@ -1,12 +1,27 @@
-"""Cuts of examples into global batches by a budget of input events, and the ranks that get them. Imports no torch."""
+"""Cuts of examples into global batches, and the ranks that get them. Imports no torch."""
 
 import heapq
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 LARGEST_COST = 1 << 32  # sums over the largest batch stay below 2^63
 SMALLEST_WORK = 1e-300  # no work at all must not be divided by
+
+
+@dataclass(frozen=True)
+class BatchLimit:
+    """How much a global batch holds."""
+
+    # Number of examples, or of input events.
+    number: int
+    # Whether it counts input events.
+    of_events: bool
+
+    def runs(self, lengths: np.ndarray, complete: bool) -> np.ndarray:
+        """Cut examples of these lengths into batches: bounds, (batches + 1,) int64. `complete` as in `runs_within`."""
+        return runs_within(lengths if self.of_events else np.ones_like(lengths), self.number, complete)
 
 
 def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:

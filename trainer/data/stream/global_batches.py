@@ -4,9 +4,9 @@ The invariant: a global batch depends on its start position alone, not on earlie
 training resumes from any position, with any number of ranks, with the identical remainder.
 
 A batch has a fixed number of examples, or a budget of input events (`batch_tokens`): then it is the longest run of
-examples within the budget. In the first case the examples of a batch are dealt evenly, mostly by streams of the order.
-In the second they are dealt by length or cost, so that all ranks have about equal work. Neither limits the number of ranks.
-With `lengths`, ranks exchange the examples of such batches (trainer.data.stream.exchange). Without, a rank reads all of them.
+examples within the budget. The examples of a batch are dealt by length or cost (`is_dealt`), so that all ranks have about equal
+work, or evenly, mostly by streams of the order. Neither limits the number of ranks. With `lengths`, ranks exchange the examples of
+batches that are dealt (trainer.data.stream.exchange). Without, a rank reads all of them.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.stream.day_examples import DayExamples
-from trainer.data.stream.dealing import dealt, runs_within
+from trainer.data.stream.dealing import BatchLimit, dealt
 from trainer.data.stream.examples import Chosen, Examples
 from trainer.data.stream.exchange.counting import count_steps
 from trainer.data.stream.exchange.lengths import ExampleLengths
@@ -108,8 +108,10 @@ class GlobalBatches:
     streams: int = STREAMS
     # Lengths of examples, if ranks divide them and exchange examples.
     lengths: ExampleLengths | None = None
-    # With batch_tokens: cost of an example of each length from 0 on, int64, by which examples are dealt. None: by length.
+    # If examples are dealt: cost of an example of each length from 0 on, int64, by which they are. None: by length.
     costs: np.ndarray | None = None
+    # Whether several ranks deal the examples of batches of a fixed number too.
+    deals_fixed: bool = False
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
         """Yield all steps from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
@@ -121,11 +123,21 @@ class GlobalBatches:
             order = self.order(epoch)
             first = start.trained if epoch == start.epoch else 0
             while first < order.num_examples:
-                chunk = (
-                    self._fixed(order, first, size) if self.batch_tokens is None else self._dealt(order, first, size)
-                )
+                chunk = self._dealt(order, first, size) if self.is_dealt else self._fixed(order, first, size)
                 first = int(chunk.bounds[-1])
                 yield chunk
+
+    @property
+    def limit(self) -> BatchLimit:
+        """How much a batch holds."""
+        if self.batch_tokens is not None:
+            return BatchLimit(self.batch_tokens, of_events=True)
+        return BatchLimit(self.batch_size, of_events=False)
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether examples are dealt by length or cost, and not evenly by the order."""
+        return self.batch_tokens is not None or (self.deals_fixed and self.world_size > 1)
 
     @property
     def chunk_examples(self) -> int:
@@ -156,9 +168,8 @@ class GlobalBatches:
 
         Each rank may count another epoch. None takes part without counting.
         """
-        if self.lengths is None:
+        if self.lengths is None or self.batch_tokens is None:
             return 0 if epoch is None else self.num_steps(epoch, limit)
-        assert self.batch_tokens is not None
         order = None if epoch is None else self.order(epoch)
         return count_steps(order, self.lengths, self.batch_tokens, limit, MAX_CHUNK_EXAMPLES)
 
@@ -207,11 +218,10 @@ class GlobalBatches:
 
     def _runs(self, order: EpochOrder, first: int, size: int) -> tuple[np.ndarray, Chosen]:
         """Return bounds of the batches from position `first` on, and about `size` examples of all ranks from there."""
-        assert self.batch_tokens is not None
         while True:
             chosen = self.examples.of(order.epoch).choose(order.places(first, first + size))
             assert chosen.length is not None
-            bounds = runs_within(chosen.length, self.batch_tokens, first + size >= order.num_examples)
+            bounds = self.limit.runs(chosen.length, first + size >= order.num_examples)
             if bounds.size > 1:
                 return first + bounds, chosen
             size *= 2  # not even one whole batch

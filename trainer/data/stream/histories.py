@@ -145,11 +145,10 @@ class TrainStream:
             return
         examples = self.batches.examples
         assert isinstance(examples, Examples)
-        assert self.batches.batch_tokens is not None
         ahead = int(not self.model.masks_items)
         rank, world_size = self.batches.rank, self.batches.world_size
         costs = self.batches.costs
-        rounds = Rounds(self.reader, examples, self.batches.batch_tokens, ahead, rank, world_size, costs)
+        rounds = Rounds(self.reader, examples, self.batches.limit, ahead, rank, world_size, costs)
         stretches = stretches_of(self.batches, self.reader.group_events, start, num_epochs)
 
         def build(received: Received) -> Iterator[Step[HistoryBatch]]:

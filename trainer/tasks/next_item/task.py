@@ -85,8 +85,9 @@ class NextItemTask:
             train.streams,
             lengths,
             costs_by_length(job.config, self.config, self.manifest.counts.num_items)
-            if train.deal_by == "flops"
+            if train.dealing == "flops"
             else None,
+            train.dealing != "count",
         )
         if (group := train.catalogue_group(world.world_size)) > 1:
             self.catalogue_group = CatalogueGroup(group, self.catalogue.num_known, world)
@@ -106,9 +107,9 @@ class NextItemTask:
         longest = self.config.max_history
         last_is_input = self.config.masks_items
         windows = train.long_histories == "windows"
-        budget = train.batch_tokens is not None
-        if world.world_size == 1 or not (windows or budget):
-            return examples_of(reader, longest, train.long_histories, budget, last_is_input), None
+        needs_lengths = train.batch_tokens is not None or (world.world_size > 1 and train.dealing != "count")
+        if world.world_size == 1 or not (windows or needs_lengths):
+            return examples_of(reader, longest, train.long_histories, needs_lengths, last_is_input), None
         ends = on_all(world, lambda: read_own_ends(reader, world, last_is_input))
         sizes, lengths = divided_lengths(reader, ends, longest, windows, world.on_cpu())
         examples = Examples(
@@ -119,7 +120,7 @@ class NextItemTask:
             windows=windows,
             read_ends=lambda group: reader.cuts(group)[0] + int(last_is_input),
         )
-        return examples, lengths if budget else None
+        return examples, lengths if needs_lengths else None
 
     def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
         """Return the batch with what it needs of the global batch. Collective.

@@ -153,21 +153,28 @@ def test_waiting_for_files_makes_checkpoints_without_background_slower(config: P
 
 
 def test_ranks_beyond_the_streams_read_shared_row_groups(config: Path) -> None:
-    few, many = simulated(config, "--workers", "64,1024")["points"]
+    by_count = ["--set", "train.deal_by=count"]
+    few, many = simulated(config, "--workers", "64,1024", *by_count)["points"]
     assert many["read_bytes"] == pytest.approx(16 * few["read_bytes"])
-    more = simulated(config, "--workers", "1024", "--set", "train.streams=1024")["points"][0]
+    more = simulated(config, "--workers", "1024", "--set", "train.streams=1024", *by_count)["points"][0]
     assert more["read_bytes"] == pytest.approx(few["read_bytes"])
 
 
-def test_a_budget_of_events_is_read_once_and_exchanged(config: Path) -> None:
+@pytest.mark.parametrize("limit", ["train.batch_tokens=4000", "train.batch_size=256"])
+def test_batches_that_are_dealt_by_length_are_read_once_and_exchanged(config: Path, limit: str) -> None:
     """The bytes that a worker reads do not grow with workers. Those that it exchanges take time."""
-    budget = ["--set", "train.batch_tokens=4000"]
-    few, many = simulated(config, "--workers", "8,1024", *budget)["points"]
+    dealt = ["--set", limit]
+    few, many = simulated(config, "--workers", "8,1024", *dealt)["points"]
     assert many["read_bytes"] == pytest.approx(few["read_bytes"])
     wide = ["--workers", "8", "--set", "simulation.storage.bytes_per_event=900"]
-    assert simulated(config, *wide, *budget)["points"][0]["parts"]["exchange"] > few["parts"]["exchange"]
-    plain, of_wide = (simulated(config, "--workers", "8", *more)["points"][0] for more in ([], wide))
-    assert of_wide["parts"]["exchange"] == plain["parts"]["exchange"]  # of batches of a number of examples
+    assert simulated(config, *wide, *dealt)["points"][0]["parts"]["exchange"] > few["parts"]["exchange"]
+
+
+def test_equal_numbers_of_examples_are_not_exchanged(config: Path) -> None:
+    by_count = ["--workers", "8", "--set", "train.deal_by=count"]
+    wide = ["--set", "simulation.storage.bytes_per_event=900"]
+    plain, of_wide = (simulated(config, *by_count, *more)["points"][0] for more in ([], wide))
+    assert of_wide["parts"]["exchange"] == plain["parts"]["exchange"]
 
 
 # A value of each constant that changes a figure of the simulation below.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cluster.plan.simulation.straggler import ExampleWork, slowest_of_budget, slowest_of_examples
-from trainer.data.stream.dealing import dealt, owners, runs_within
+from cluster.plan.simulation.straggler import ExampleWork, slowest_if_dealt, slowest_of_examples
+from trainer.data.stream.dealing import BatchLimit, dealt, owners, runs_within
 
 LENGTHS = np.arange(1, 101)
 RAW = np.exp(-LENGTHS / 25.0)
@@ -33,9 +33,9 @@ def test_it_equals_the_mean_over_drawn_batches(batch_size: int, num_ranks: int) 
 
 def test_one_rank_has_the_mean_of_all() -> None:
     assert slowest_of_examples(SKEWED, 64, 1) == pytest.approx(64 * SKEWED.mean)
-    assert slowest_of_budget(SKEWED, 4096, 1) == pytest.approx(
-        4096 / float(SKEWED.probabilities @ LENGTHS) * SKEWED.mean
-    )
+    of_a_budget = slowest_if_dealt(SKEWED, BatchLimit(4096, of_events=True), 1)
+    assert of_a_budget == pytest.approx(4096 / float(SKEWED.probabilities @ LENGTHS) * SKEWED.mean)
+    assert slowest_if_dealt(SKEWED, BatchLimit(64, of_events=False), 1) == pytest.approx(64 * SKEWED.mean)
 
 
 def test_equal_examples_leave_the_uneven_shares_only() -> None:
@@ -64,16 +64,20 @@ def test_a_large_share_follows_the_normal_distribution() -> None:
     assert slowest_of_examples(SKEWED, 64 * share, 64) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_budget_that_is_dealt_by_length_is_more_even_than_examples_that_are_not() -> None:
+@pytest.mark.parametrize("by_work", [False, True])
+@pytest.mark.parametrize("of_events", [False, True])
+def test_a_batch_that_is_dealt_is_more_even_than_equal_numbers(of_events: bool, by_work: bool) -> None:
     mean_length = float(SKEWED.probabilities @ LENGTHS)
-    by_length = slowest_of_budget(SKEWED, round(64 * 32 * mean_length), 32)
+    number = round(64 * 32 * (mean_length if of_events else 1))
+    if_dealt = slowest_if_dealt(SKEWED, BatchLimit(number, of_events), 32, by_work)
     by_number = slowest_of_examples(SKEWED, 64 * 32, 32)
     even = 64 * SKEWED.mean
-    assert even < by_length < 1.05 * even < by_number
+    assert 0.999 * even < if_dealt < 1.05 * even < by_number
 
 
 def test_it_is_deterministic() -> None:
-    assert slowest_of_budget(SKEWED, 4096, 16) == slowest_of_budget(SKEWED, 4096, 16)
+    limit = BatchLimit(4096, of_events=True)
+    assert slowest_if_dealt(SKEWED, limit, 16) == slowest_if_dealt(SKEWED, limit, 16)
 
 
 def test_owners_are_the_ranks_that_elements_are_dealt_to() -> None:

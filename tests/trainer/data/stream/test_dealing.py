@@ -1,6 +1,7 @@
 """Examples that are dealt by their cost, against the rule written plainly, and the costs themselves."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from cluster.config.run_config import Config
 from models.config import NextItemConfig
 from models.costs import Workload, costs_of
 from models.histories import Histories
-from tests.support.streams import KINDS, SEED, TOKENS, Data
+from tests.support.streams import BATCH, KINDS, SEED, Data
 from trainer.costing.next_item import CHOSEN_LENGTHS, costs_by_length
 from trainer.data.stream.dealing import LARGEST_COST, dealt, owners, runs_within
 from trainer.data.stream.global_batches import Chunk, GlobalBatches
@@ -154,7 +155,7 @@ def chunks(batches: GlobalBatches, start: Position = START) -> list[Chunk]:
     return list(batches.chunks(start, 2))
 
 
-@pytest.fixture(scope="module", params=["token budget", "windows in a token budget"])
+@pytest.fixture(scope="module", params=["token budget", "windows in a token budget", "windows, dealt by length"])
 def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Data:
     kind = KINDS[request.param]
     folder = tmp_path_factory.mktemp("dealt")
@@ -162,7 +163,34 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def batches_of(data: Data, rank: int, world_size: int, costs: np.ndarray | None) -> GlobalBatches:
-    return GlobalBatches(data.examples_of_rows, 1, TOKENS, SEED, rank, world_size, costs=costs)
+    kind = data.kind
+    return GlobalBatches(
+        data.examples_of_rows,
+        BATCH,
+        kind.batch_tokens,
+        SEED,
+        rank,
+        world_size,
+        costs=costs,
+        deals_fixed=kind.deals_fixed,
+    )
+
+
+def test_batches_of_a_fixed_number_are_dealt_in_equal_numbers_and_lengths(tmp_path: Path) -> None:
+    kind = KINDS["dealt by length"]
+    data = Data(tmp_path, kind.write(tmp_path), kind)
+    shares = [chunks(batches_of(data, rank, 2, None)) for rank in range(2)]
+    by_order = GlobalBatches(data.examples_of_rows, BATCH, None, SEED, 0, 1)
+    assert [of.bounds.tolist() for of in shares[0]] == [of.bounds.tolist() for of in chunks(by_order)]
+    for first, second in zip(*shares, strict=True):
+        for one, other in zip(steps_of(first), steps_of(second), strict=True):
+            lengths = [
+                of.chosen.length[step.first : step.stop]
+                for of, step in ((first, one), (second, other))
+                if of.chosen.length is not None
+            ]
+            assert abs(lengths[0].size - lengths[1].size) <= 1
+            assert abs(int(lengths[0].sum()) - int(lengths[1].sum())) <= lengths[0].max()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])

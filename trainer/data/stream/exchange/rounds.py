@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.features.unique import unique_ids
-from trainer.data.stream.dealing import owners, runs_within
+from trainer.data.stream.dealing import BatchLimit, owners
 from trainer.data.stream.examples import Chosen, Examples, windows_of
 from trainer.data.stream.exchange.payload import ExampleEvents, cut_out, decode, encode
 from trainer.data.stream.exchange.readers import readers_of
@@ -149,7 +149,7 @@ class Rounds:
         self,
         reader: RowGroupReader,
         examples: Examples,
-        budget: int,
+        limit: BatchLimit,
         ahead: int,
         rank: int,
         world_size: int,
@@ -160,7 +160,7 @@ class Rounds:
         Args:
             reader: Reads row groups.
             examples: All examples.
-            budget: Most input events of a batch.
+            limit: How much a batch holds.
             ahead: Events that training needs after the inputs, as targets: 1, or 0 if inputs are targets.
             rank: Number of this rank.
             world_size: Number of ranks.
@@ -168,7 +168,7 @@ class Rounds:
         """
         self._reader = reader
         self._examples = examples
-        self._budget = budget
+        self._limit = limit
         self._ahead = ahead
         self._rank = rank
         self._world_size = world_size
@@ -188,7 +188,7 @@ class Rounds:
         """
         places = stretch.places
         held = self._held.followed_by(_Held(places.position, places.group, places.place, lengths))
-        bounds = runs_within(held.length, self._budget, stretch.is_last)
+        bounds = self._limit.runs(held.length, stretch.is_last)
         self._held = held.taken(slice(bounds[-1], None))
         batches = held.taken(slice(0, bounds[-1]))
         owner = owners(batches.length, bounds, self._world_size, self._costs)

@@ -18,7 +18,7 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset
 from tests.support.jobs import tiny_job
-from tests.support.streams import EPOCHS, MAX_HISTORY, SEED, TOKENS
+from tests.support.streams import BATCH, EPOCHS, MAX_HISTORY, SEED, TOKENS
 from trainer.config.job import SILENT
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.stream import global_batches
@@ -37,12 +37,15 @@ from trainer.loop.train import Training
 START = Position(0, 0)
 ALL_COLUMNS = ColumnSelection(times=True, features=True)
 Steps = list[PackedStep[JaggedHistories]]
+FIXED = "of a fixed number"
 KINDS = {
     "recent": (False, {}),
     "windows": (True, {}),
     "masked": (False, {"encoder": {"kind": "bert4rec"}}),
     "masked windows": (True, {"encoder": {"kind": "bert4rec"}}),
     "dealt by cost": (False, {}),
+    FIXED: (False, {}),
+    f"windows, {FIXED}": (True, {}),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -85,7 +88,8 @@ def stream_of(folder: Path, kind: str, rank: int, world: World | None, world_siz
         typical = typical_events(rows, MAX_HISTORY)
         examples = Examples(sizes, rows.first_rows, MAX_HISTORY, typical, windows=windows)
     costs = np.arange(MAX_HISTORY + 1) ** 2 if kind == "dealt by cost" else None
-    batches = GlobalBatches(examples, 1, TOKENS, SEED, rank, world_size, lengths=lengths, costs=costs)
+    tokens = None if FIXED in kind else TOKENS
+    batches = GlobalBatches(examples, BATCH, tokens, SEED, rank, world_size, 64, lengths, costs, FIXED in kind)
     num_items = manifest.num_item_rows
     return PackedStream(rows, batches, model, Catalogue(num_items, num_items))
 
@@ -148,7 +152,7 @@ def test_exchanged_steps_equal_those_of_ranks_that_read_everything(rank_pool, fo
     assert set(results[0][0][0].share.features) == {"place", "tags", "price", "published", "vector"}
 
 
-@pytest.mark.parametrize("kind", ["recent", "windows", "dealt by cost"])
+@pytest.mark.parametrize("kind", ["recent", "windows", "dealt by cost", FIXED])
 def test_training_resumes_with_other_ranks_from_any_step_with_the_identical_remainder(rank_pool, folder, kind):
     whole = plain(folder, kind, START, 0, 1)
     for number, world_size in ((0, 3), (5, 2), (len(whole) // 2, 4), (len(whole) - 2, 2)):
@@ -275,14 +279,23 @@ def test_the_steps_of_epochs_are_counted_by_the_ranks_together(rank_pool, folder
     assert all(2 <= limited[epoch % 3][epoch // 3] <= batches.num_steps(epoch) for epoch in range(5))
 
 
-def train(world: World, run_dir: Path, dataset: Path) -> None:
-    settings = {"batch_tokens": 64, "epochs": 1}
-    training = Training(tiny_job(run_dir, dataset, train=settings), world, SILENT)
-    assert training.stream.batches.lengths is not None
+def train(world: World, run_dir: Path, dataset: Path, settings: Mapping[str, Any]) -> bool:
+    """Train an epoch, and return whether the ranks exchanged examples."""
+    training = Training(tiny_job(run_dir, dataset, train={"epochs": 1, **settings}), world, SILENT)
     training.run()
+    return training.stream.batches.lengths is not None
 
 
-def test_a_training_of_several_ranks_exchanges_examples(rank_pool, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "exchanges"),
+    [
+        ({"batch_tokens": 64}, True),
+        ({"batch_size": 8}, True),
+        ({"batch_size": 8, "deal_by": "flops"}, True),
+        ({"batch_size": 8, "deal_by": "count"}, False),
+    ],
+)
+def test_a_training_of_several_ranks_exchanges_examples_to_deal_them(rank_pool, tmp_path, settings, exchanges):
     tiny_dataset(tmp_path / "dataset")
-    rank_pool.run(2, train, tmp_path / "run", tmp_path / "dataset")
+    assert rank_pool.run(2, train, tmp_path / "run", tmp_path / "dataset", settings) == [exchanges] * 2
     assert (tmp_path / "run" / "metrics.jsonl").exists()
