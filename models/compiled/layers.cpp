@@ -10,8 +10,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "activations.h"
+#include "norm_rows.h"
 #include "numbers.h"
-#include "tiles.h"
 
 namespace {
 
@@ -29,56 +30,6 @@ void each_vector(int64_t rows, int64_t width, int64_t threads, Body body) {
     for (int64_t row = chunk * size; row < std::min(rows, (chunk + 1) * size); row++)
       for (int64_t d = 0; d < width; d += LANES) body(row, d, row * width + d, first_of(width - d));
 }
-
-// Returns `factor` for the numbers that are kept, and 0 for the others.
-inline __m512 kept(const uint8_t* bytes, int64_t first, __mmask16 mask, int64_t threshold, float factor) {
-  if (bytes == nullptr) return _mm512_set1_ps(1.0f);
-  const __m512i drawn = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, bytes + first));
-  return _mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(drawn, _mm512_set1_epi32(int(threshold))), _mm512_set1_ps(factor));
-}
-
-struct Slope {
-  __m512 value, slope;
-};
-
-struct Relu {
-  static Slope of(__m512 x) {
-    const __m512 zero = _mm512_setzero_ps();
-    // NaN passes, as in torch: max returns its second operand.
-    return {_mm512_max_ps(zero, x), _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ), _mm512_set1_ps(1.0f))};
-  }
-};
-
-struct Silu {
-  static Slope of(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f), share = sigmoid(x);
-    // silu'(x) = sigmoid(x) (1 + x (1 - sigmoid(x)))
-    return {_mm512_mul_ps(x, share), _mm512_mul_ps(share, _mm512_fmadd_ps(x, _mm512_sub_ps(one, share), one))};
-  }
-};
-
-// x Phi(x), with the slope Phi(x) + x phi(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415). The error function is equation 7.1.26 of Abramowitz &
-// Stegun, within 1.5e-7. It has the exponential of phi.
-struct Gelu {
-  static Slope of(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 size = _mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f)));
-    const __m512 power = power_of_2(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f * LOG2_E)));
-    const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f), one));
-    __m512 sum = _mm512_set1_ps(1.061405429f);
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-1.453152027f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
-    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
-    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(sum, t), _mm512_mul_ps(power, _mm512_set1_ps(0.5f)));  // Phi(-|x|)
-    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    const __m512 share = _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), negative, tail);
-    // Where x^2 is infinite the slope would be infinity times 0.
-    const __m512 density = _mm512_mul_ps(power, _mm512_set1_ps(0.39894228f));
-    const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-32.0f), _mm512_min_ps(_mm512_set1_ps(32.0f), x));
-    return {_mm512_mul_ps(x, share), _mm512_fmadd_ps(bounded, density, share)};
-  }
-};
 
 struct Sum {
   int64_t rows, width, threads;
@@ -200,42 +151,18 @@ struct Norm {
 
 template <class Out, bool CENTRED>
 void normalise(const Norm& p) {
-  const float share = 1.0f / float(p.width);
 #pragma omp parallel for num_threads(int(p.threads)) schedule(static) if (p.rows * p.width > CHUNK)
   for (int64_t row = 0; row < p.rows; row++) {
     const float* x = p.x + row * p.width;
-    float mean = 0.0f;
-    if (CENTRED) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t d = 0; d < p.width; d += LANES) sum = _mm512_add_ps(sum, load(x + d, first_of(p.width - d)));
-      mean = _mm512_reduce_add_ps(sum) * share;
-      p.mean[row] = mean;
-    }
-    const __m512 centre = _mm512_set1_ps(mean);
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t d = 0; d < p.width; d += LANES) {
-      const __mmask16 mask = first_of(p.width - d);
-      const __m512 distance = _mm512_maskz_sub_ps(mask, load(x + d, mask), centre);
-      squares = _mm512_fmadd_ps(distance, distance, squares);
-    }
-    const float scale = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) * share + p.epsilon);
-    p.scale[row] = scale;
-    Out* out = static_cast<Out*>(p.out) + row * p.width;
-    for (int64_t d = 0; d < p.width; d += LANES) {
-      const __mmask16 mask = first_of(p.width - d);
-      __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load(x + d, mask), centre), _mm512_set1_ps(scale));
-      normed = _mm512_mul_ps(normed, load(p.weight + d, mask));
-      if (p.bias != nullptr) normed = _mm512_add_ps(normed, load(p.bias + d, mask));
-      store(normed, out + d, mask);
-    }
+    const RowMoments moments = moments_of<CENTRED>(x, p.width, p.epsilon);
+    if (CENTRED) p.mean[row] = moments.mean;
+    p.scale[row] = moments.scale;
+    write_normed(x, p.width, moments, p.weight, p.bias, static_cast<Out*>(p.out) + row * p.width);
   }
 }
 
-// With n the normed row and g = weight * dy: dx = scale (g - mean(g) - n mean(g n)), where mean(g) is left out in an RMS norm. A tile of rows
-// stays in the cache, and its sums for the weights in registers.
 template <class Out, bool CENTRED>
 void differentiate(const Norm& p) {
-  const float share = 1.0f / float(p.width);
   const int64_t groups = (p.rows + ROWS_OF_SUM - 1) / ROWS_OF_SUM;
 #pragma omp parallel for num_threads(int(p.threads)) schedule(static) if (p.rows * p.width > CHUNK)
   for (int64_t group = 0; group < groups; group++) {
@@ -243,44 +170,11 @@ void differentiate(const Norm& p) {
     float* bias_sums = p.bias_gradient == nullptr ? nullptr : p.bias_gradient + group * p.width;
     std::fill_n(weight_sums, p.width, 0.0f);
     if (bias_sums != nullptr) std::fill_n(bias_sums, p.width, 0.0f);
-    const int64_t end = std::min(p.rows, (group + 1) * ROWS_OF_SUM);
-    for (int64_t first = group * ROWS_OF_SUM; first < end; first += TILE) {
-      const int64_t rows = std::min(TILE, end - first);
-      __m512 of_mean[TILE], of_scale[TILE];
-      for (int64_t r = 0; r < rows; r++) {
-        const float* x = p.x + (first + r) * p.width;
-        const Out* gradient = static_cast<const Out*>(p.out_gradient) + (first + r) * p.width;
-        const __m512 centre = _mm512_set1_ps(CENTRED ? p.mean[first + r] : 0.0f);
-        __m512 sum = _mm512_setzero_ps(), products = _mm512_setzero_ps();
-        for (int64_t d = 0; d < p.width; d += LANES) {
-          const __mmask16 mask = first_of(p.width - d);
-          const __m512 weighted = _mm512_mul_ps(load(gradient + d, mask), load(p.weight + d, mask));
-          sum = _mm512_add_ps(sum, weighted);
-          products = _mm512_fmadd_ps(weighted, _mm512_sub_ps(load(x + d, mask), centre), products);
-        }
-        of_mean[r] = _mm512_set1_ps(CENTRED ? _mm512_reduce_add_ps(sum) * share : 0.0f);
-        of_scale[r] = _mm512_set1_ps(_mm512_reduce_add_ps(products) * p.scale[first + r] * share);
-      }
-      for (int64_t d = 0; d < p.width; d += LANES) {
-        const __mmask16 mask = first_of(p.width - d);
-        const __m512 weight = load(p.weight + d, mask);
-        __m512 weight_sum = load(weight_sums + d, mask), bias_sum = _mm512_setzero_ps();
-        for (int64_t r = 0; r < rows; r++) {
-          const int64_t place = (first + r) * p.width + d;
-          const __m512 scale = _mm512_set1_ps(p.scale[first + r]), centre = _mm512_set1_ps(CENTRED ? p.mean[first + r] : 0.0f);
-          const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load(p.x + place, mask), centre), scale);
-          const __m512 of_out = load(static_cast<const Out*>(p.out_gradient) + place, mask);
-          weight_sum = _mm512_fmadd_ps(of_out, normed, weight_sum);
-          bias_sum = _mm512_add_ps(of_out, bias_sum);
-          const __m512 centred = _mm512_sub_ps(_mm512_mul_ps(of_out, weight), of_mean[r]);
-          __m512 of_x = _mm512_mul_ps(_mm512_fnmadd_ps(normed, of_scale[r], centred), scale);
-          if (p.kept_gradient != nullptr) of_x = _mm512_add_ps(of_x, load(p.kept_gradient + place, mask));
-          store(of_x, p.x_gradient + place, mask);
-        }
-        store(weight_sum, weight_sums + d, mask);
-        if (bias_sums != nullptr) store(_mm512_add_ps(load(bias_sums + d, mask), bias_sum), bias_sums + d, mask);
-      }
-    }
+    const int64_t first = group * ROWS_OF_SUM, rows = std::min(ROWS_OF_SUM, p.rows - first), place = first * p.width;
+    const Out* gradient = static_cast<const Out*>(p.out_gradient) + place;
+    const float* kept_gradient = p.kept_gradient == nullptr ? nullptr : p.kept_gradient + place;
+    differentiate_norm<CENTRED>(rows, p.width, p.x + place, p.weight, CENTRED ? p.mean + first : nullptr, p.scale + first, gradient, p.width,
+                                kept_gradient, p.x_gradient + place, weight_sums, bias_sums);
   }
 }
 

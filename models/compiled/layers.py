@@ -6,7 +6,7 @@ Shapes: N rows, D width, W inner width of a feed-forward sub-layer.
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
+from models.compiled.feed_forward import ActivationName, FeedForwardKernel, build_feed_forward_kernel
 from models.layers.dropout import factor_of, random_bytes
 
 ROWS_OF_SUM = 512  # as in layers.cpp
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
-ActivationName = Literal["relu", "gelu", "silu"]
-
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The compiled library. It holds a path only, so that models can be copied."""
+    """The compiled libraries. It holds paths only, so that models can be copied."""
 
     library: Path
-    """The library."""
+    """The library of single layers."""
+    feed_forward: FeedForwardKernel
+    """The kernel of whole feed-forward sub-layers."""
 
     def takes(self, *tensors: Tensor) -> bool:
         """Return whether the kernels compute with these tensors: on a CPU, in float32 or bfloat16, at least one number of each."""
@@ -113,7 +114,7 @@ def build_layer_kernels() -> LayerKernels:
     """
     library = build_library("layers.cpp", AVX512)
     load_library(library)
-    return LayerKernels(library)
+    return LayerKernels(library, build_feed_forward_kernel())
 
 
 class _Sum(torch.autograd.Function):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import devices
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention, product_of
-from models.compiled.layers import ActivationName, LayerKernels
+from models.compiled.feed_forward import ActivationName
+from models.compiled.layers import LayerKernels
 from models.encoders.config import EncoderConfig
 from models.layers.dropout import Dropout
 from models.layers.norms import GroupNorm, normed, normed_for_product
@@ -62,14 +64,25 @@ class EncoderBlock(nn.Module):
         if not self.pre_norm:
             x_ND = normed(self.attention_norm, x_ND, num_events, kernels)
         if self.feed_forward is not None:
-            inner = x_ND
-            if self.pre_norm:
-                inner, x_ND = normed_for_product(self.feed_forward_norm, x_ND, num_events, kernels)
-            said_ND = self.feed_forward(inner, kernels)
-            x_ND = self._sum(x_ND, said_ND, self.feed_forward.out_of.bias, self.feed_forward_gate, kernels)
+            x_ND = self._with_feed_forward(self.feed_forward, x_ND, num_events, kernels)
             if not self.pre_norm:
                 x_ND = normed(self.feed_forward_norm, x_ND, num_events, kernels)
         return x_ND, penalty
+
+    def _with_feed_forward(
+        self, feed_forward: "FeedForward", x_ND: Tensor, num_events: int, kernels: LayerKernels | None
+    ) -> Tensor:
+        """Return the residual stream with what the feed-forward sub-layer adds to it."""
+        norm = self.feed_forward_norm if self.pre_norm else None
+        if kernels is not None and self.feed_forward_gate is None:
+            whole_ND = feed_forward.added_to(x_ND, norm, self.dropout.active_threshold, kernels)
+            if whole_ND is not None:
+                return whole_ND
+        inner = x_ND
+        if norm is not None:
+            inner, x_ND = normed_for_product(norm, x_ND, num_events, kernels)
+        said_ND = feed_forward(inner, kernels)
+        return self._sum(x_ND, said_ND, feed_forward.out_of.bias, self.feed_forward_gate, kernels)
 
     def _sum(
         self, x_ND: Tensor, said_ND: Tensor, bias: Tensor | None, gate: nn.Module | None, kernels: LayerKernels | None
@@ -111,6 +124,24 @@ class FeedForward(nn.Module):
         else:
             hidden = self.dropout(self._activated(self.into(x_ND)))
         return product_of(self.out_of, hidden, with_bias=kernels is None)
+
+    def added_to(self, x_ND: Tensor, norm: nn.Module | None, threshold: int, kernels: LayerKernels) -> Tensor | None:
+        """Return x + dropped(f(norm(x))), (N, D), by one kernel, or None where it does not fit or torch.compile compiles f.
+
+        Args:
+            x_ND: the residual stream.
+            norm: is applied to the input; None: no norm.
+            threshold: how many of 256 equally likely bytes drop a number of the output.
+            kernels: the compiled layers.
+        """
+        is_compiled = self._compiled_call_impl is not None
+        if is_compiled or devices.host_uses_bfloat16() or not isinstance(norm, nn.LayerNorm | nn.RMSNorm | None):
+            return None
+        kernel = kernels.feed_forward
+        if not kernel.takes(x_ND, self.into, self.out_of):
+            return None
+        thresholds = (self.dropout.active_threshold, threshold)
+        return kernel.add(x_ND, norm, self.into, self.out_of, self.activation, self.gated, thresholds)
 
     def _activated(self, hidden: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.activation]

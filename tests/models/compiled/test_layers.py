@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.compiled.layers import ROWS_OF_SUM, LayerKernels
-from models.encoders.block import ACTIVATIONS
+from models.encoders.block import ACTIVATIONS, FeedForward
 from models.layers.dropout import drop
 from models.layers.norms import GroupNorm, normed, normed_for_product
 from tests.models.compiled.compiler import kernels_or_skip
@@ -174,6 +174,54 @@ def test_norms_of_events_and_candidates_use_them(layers):
     product, kept = normed_for_product(norm, x, 6, layers)
     torch.testing.assert_close(product, norm(x, 6))
     assert kept is x
+
+
+def zeroed(*modules: nn.Module) -> None:
+    for number, parameter in enumerate(parameter for module in modules for parameter in module.parameters()):
+        parameter.grad = None
+        parameter.data = 0.3 * numbers(*parameter.shape, seed=40 + number)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, None])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+@pytest.mark.parametrize("thresholds", [(0, 0), (51, 0), (51, 77)], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "width", "multiple"), [(1, 4, 1), (7, 50, 1), (97, 16, 3), (205, 64, 2), (1000, 52, 1)]
+)
+def test_a_whole_feed_forward_sub_layer_equals_torch(layers, rows, width, multiple, thresholds, activation, norm):
+    """In value and all gradients; more rows than are in the cache at a time, and no multiple of a tile."""
+    feed_forward = FeedForward(width, multiple * width, activation, thresholds[0] / 256)
+    own_norm = None if norm is None else norm(width, eps=1e-5)
+    modules = [feed_forward, *([] if own_norm is None else [own_norm])]
+    results = []
+    for kernel in (layers.feed_forward, None):
+        zeroed(*modules)
+        if kernel is not None:
+            compiled = results_of(
+                lambda x: feed_forward.added_to(x, own_norm, thresholds[1], layers), (numbers(rows, width),)
+            )
+        else:
+            compiled = results_of(
+                lambda x: x + drop(feed_forward(x if own_norm is None else own_norm(x)), thresholds[1]),
+                (numbers(rows, width),),
+            )
+        results.append([*compiled, *(p.grad.clone() for module in modules for p in module.parameters())])
+    assert len(results[0]) == 2 + sum(1 for module in modules for _ in module.parameters())
+    assert_near(results[0], results[1], 1e-5)
+
+
+def test_a_feed_forward_sub_layer_that_the_kernel_does_not_take_is_left_to_others(layers):
+    x = numbers(5, 8)
+    small = FeedForward(8, 8, "relu", 0.0)
+    assert small.added_to(x, None, 0, layers) is not None
+    assert small.added_to(x.double(), None, 0, layers) is None
+    assert small.added_to(x[:0], None, 0, layers) is None
+    assert small.added_to(x, GroupNorm(nn.LayerNorm(8), nn.LayerNorm(8)), 0, layers) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small.added_to(x, None, 0, layers) is None
+    assert FeedForward(128, 256, "relu", 0.0).added_to(numbers(5, 128), None, 0, layers) is None
+    small.compile()
+    assert small.added_to(x, None, 0, layers) is None
 
 
 SETTINGS = (

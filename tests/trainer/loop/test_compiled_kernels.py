@@ -7,6 +7,7 @@ import pytest
 
 from models.compiled.attention import AttentionKernel
 from models.compiled.build import KernelBuildError
+from models.compiled.feed_forward import FeedForwardKernel
 from models.compiled.kernels import CompiledKernels
 from models.compiled.layers import LayerKernels
 from models.compiled.softmax import SoftmaxKernels
@@ -24,7 +25,11 @@ from trainer.errors import UserError
 from trainer.loop.compiled_kernels import kernels_of_ranks
 
 BOTH, ONE = (
-    CompiledKernels(SoftmaxKernels(Path("a"), low), AttentionKernel(Path("c")), LayerKernels(Path("d")))
+    CompiledKernels(
+        SoftmaxKernels(Path("a"), low),
+        AttentionKernel(Path("c")),
+        LayerKernels(Path("d"), FeedForwardKernel(Path("e"))),
+    )
     for low in (Path("b"), None)
 )
 
