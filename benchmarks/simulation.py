@@ -199,7 +199,9 @@ def config_of(
         "run": {"dir": str(folder / name), "dataset": str(folder / "dataset")},
         "logs": {"path": str(folder / "logs/events-*.parquet")},
         "train": {
-            **({"batch_tokens": round(batch * MEAN_EVENTS)} if by_events else {"batch_size": batch, "deal_by": "count"}),
+            **(
+                {"batch_tokens": round(batch * MEAN_EVENTS)} if by_events else {"batch_size": batch, "deal_by": "count"}
+            ),
             "max_steps": STEPS,
             "epochs": 100,
             "evaluate_every_epochs": 100,

@@ -79,7 +79,7 @@ class FeedForwardKernel:
 
 @dataclass(frozen=True)
 class _Form:
-    """What is the same in both passes."""
+    """The form of a sub-layer, which both passes have."""
 
     kernel: FeedForwardKernel
     activation: str

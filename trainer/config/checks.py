@@ -110,7 +110,7 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             "train.batch_tokens counts events of histories, and ranking counts users with their impressions: leave it out, and "
             "bound the memory of a step by train.micro_batch_tokens"
         )
-    if train.deal_by not in (None, "count"):
+    if train.deal_by != "length":
         raise ValueError(
             f'train.deal_by = "{train.deal_by}" divides histories, and ranking gives workers equal numbers of users: leave it out'
         )

@@ -60,11 +60,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="maximum number of input events in the global batch. If set, it replaces batch_size, and a batch takes as "
         "many histories as fit; default: batch_size decides",
     )
-    deal_by: Literal["count", "length", "flops"] | None = Field(
-        None,
+    deal_by: Literal["count", "length", "flops"] = Field(
+        "length",
         description="how the histories of a global batch are divided among workers. count: equal numbers, whatever their lengths, "
         "mostly by streams; length: the longest first, to the workers in turn, so that numbers are equal too; flops: those with "
-        "most estimated FLOPs first, each to the worker with fewest so far; default: length, and count for ranking",
+        "most estimated FLOPs first, each to the worker with fewest so far. Ranking gives workers equal numbers of users",
     )
     micro_batch_tokens: int | None = Field(
         None,
@@ -219,11 +219,6 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                 'set it to "none"'
             )
         return self
-
-    @property
-    def dealing(self) -> Literal["count", "length", "flops"]:
-        """Return how histories are divided among workers, as configured or the default."""
-        return self.deal_by or "length"
 
     @property
     def betas_used(self) -> tuple[float, float]:

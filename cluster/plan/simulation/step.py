@@ -141,7 +141,7 @@ def step_seconds(
     if _deals_evenly(config):
         slowest = fixed + slowest_of_examples(of_example, config.train.batch_size, num_ranks)
     else:
-        slowest = fixed + slowest_if_dealt(of_example, _limit(config), num_ranks, config.train.dealing == "flops")
+        slowest = fixed + slowest_if_dealt(of_example, _limit(config), num_ranks, config.train.deal_by == "flops")
     dense = mean * slowdown
     phases = {name: float(phase.sum(axis=0).max(initial=0.0)) for name, phase in planned.prediction.phases.items()}
     exchange = sum(phases[name] for name in NETWORK_PHASES)
@@ -161,7 +161,7 @@ def step_seconds(
 
 def _deals_evenly(config: Config) -> bool:
     """Return whether workers get equal numbers of examples, whatever their lengths."""
-    return isinstance(config.model, RankingConfig) or config.train.dealing == "count"
+    return isinstance(config.model, RankingConfig) or config.train.deal_by == "count"
 
 
 def _limit(config: Config) -> BatchLimit:

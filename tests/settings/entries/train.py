@@ -70,7 +70,7 @@ BATCHES = (
     Entry("train.batch_tokens", 15, largest_batch, 15),
     Entry("train.deal_by", "count", shares_of_four_workers, free="global batches stay the same"),
     Entry("train.deal_by", "flops", shares_of_four_workers, free="global batches stay the same"),
-    Entry("train.deal_by", "flops", refused="equal numbers of users", world="impressions"),
+    Entry("train.deal_by", "count", refused="equal numbers of users", world="impressions"),
     Entry("train.deal_by", "count", refused="is for batch_size", base={"train.batch_tokens": 40}),
     Entry("train.micro_batch_tokens", 12, largest_piece, 12),
     Entry("train.micro_batch_tokens", 12, largest_piece, world="impressions"),

@@ -12,7 +12,7 @@ SMALLEST_WORK = 1e-300  # no work at all must not be divided by
 
 @dataclass(frozen=True)
 class BatchLimit:
-    """How much a global batch holds."""
+    """The limit of a global batch: a number of examples, or of their input events."""
 
     # Number of examples, or of input events.
     number: int

@@ -129,14 +129,14 @@ class GlobalBatches:
 
     @property
     def limit(self) -> BatchLimit:
-        """How much a batch holds."""
+        """Return the limit of a batch."""
         if self.batch_tokens is not None:
             return BatchLimit(self.batch_tokens, of_events=True)
         return BatchLimit(self.batch_size, of_events=False)
 
     @property
     def is_dealt(self) -> bool:
-        """Whether examples are dealt by length or cost, and not evenly by the order."""
+        """Return whether examples are dealt by length or cost, and not evenly by the order."""
         return self.batch_tokens is not None or (self.deals_fixed and self.world_size > 1)
 
     @property

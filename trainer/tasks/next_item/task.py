@@ -85,9 +85,9 @@ class NextItemTask:
             train.streams,
             lengths,
             costs_by_length(job.config, self.config, self.manifest.counts.num_items)
-            if train.dealing == "flops"
+            if train.deal_by == "flops"
             else None,
-            train.dealing != "count",
+            train.deal_by != "count",
         )
         if (group := train.catalogue_group(world.world_size)) > 1:
             self.catalogue_group = CatalogueGroup(group, self.catalogue.num_known, world)
@@ -107,7 +107,7 @@ class NextItemTask:
         longest = self.config.max_history
         last_is_input = self.config.masks_items
         windows = train.long_histories == "windows"
-        needs_lengths = train.batch_tokens is not None or (world.world_size > 1 and train.dealing != "count")
+        needs_lengths = train.batch_tokens is not None or (world.world_size > 1 and train.deal_by != "count")
         if world.world_size == 1 or not (windows or needs_lengths):
             return examples_of(reader, longest, train.long_histories, needs_lengths, last_is_input), None
         ends = on_all(world, lambda: read_own_ends(reader, world, last_is_input))
