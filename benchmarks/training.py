@@ -16,7 +16,6 @@ from sharding.world import World
 from trainer.config.job import SILENT, Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
-from trainer.data.stream.prefetch import Prefetch
 from trainer.loop.train import Training
 
 STEPS = 20
@@ -35,7 +34,7 @@ def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Compar
     def ours() -> None:
         world.barrier()
         training.built.model.train()
-        with Prefetch(training.stream.steps(Position(0, 0), 1)) as steps:
+        with training.stream.read_ahead(Position(0, 0), 1) as steps:
             for number, item in enumerate(itertools.islice(steps, STEPS)):
                 training.step(item.batch, number, 1.0, False)
         world.barrier()
@@ -52,7 +51,8 @@ def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Compar
 
 
 def _ready_batches(training: Training) -> list[HistoryBatch]:
-    return [item.batch for item in itertools.islice(training.stream.steps(Position(0, 0), 1), STEPS)]
+    with training.stream.read_ahead(Position(0, 0), 1) as steps:
+        return [item.batch for item in itertools.islice(steps, STEPS)]
 
 
 class _BareLoop:

@@ -66,7 +66,8 @@ def test_losses_and_weights_are_those_of_the_whole_catalogue(
 def looked_up(world: World, job: Job) -> tuple[set[int], set[int], int]:
     """Return the items that this rank looks up in the first step, those of its histories, and the number of all items."""
     training = Training(job, world, SILENT)
-    (first, *_) = list(training.stream.steps(Position(0, 0), 1))
+    with training.stream.read_ahead(Position(0, 0), 1) as steps:
+        first = next(iter(steps))
     history = first.batch.lookup_ids[first.batch.history_index]
     return set(first.batch.lookup_ids.tolist()), set(history.tolist()), training.built.catalogue.num_known - 1
 
