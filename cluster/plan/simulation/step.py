@@ -31,7 +31,7 @@ from cluster.plan.simulation.straggler import ExampleWork, slowest_if_dealt, slo
 from models.ranking.config import RankingConfig
 from sharding.planning.costs import all_reduce_seconds, all_to_all_seconds
 from sharding.planning.topology import Topology
-from trainer.data.stream.dealing import BatchLimit
+from trainer.data.stream.dealing import limit_of
 
 NETWORK_PHASES = ("input", "output", "gradient")
 FLOAT = 4
@@ -141,7 +141,8 @@ def step_seconds(
     if _deals_evenly(config):
         slowest = fixed + slowest_of_examples(of_example, config.train.batch_size, num_ranks)
     else:
-        slowest = fixed + slowest_if_dealt(of_example, _limit(config), num_ranks, config.train.deal_by == "flops")
+        limit = limit_of(config.train.batch_size, config.train.batch_tokens)
+        slowest = fixed + slowest_if_dealt(of_example, limit, num_ranks, config.train.deal_by == "flops")
     dense = mean * slowdown
     phases = {name: float(phase.sum(axis=0).max(initial=0.0)) for name, phase in planned.prediction.phases.items()}
     exchange = sum(phases[name] for name in NETWORK_PHASES)
@@ -162,13 +163,6 @@ def step_seconds(
 def _deals_evenly(config: Config) -> bool:
     """Return whether workers get equal numbers of examples, whatever their lengths."""
     return isinstance(config.model, RankingConfig) or config.train.deal_by == "count"
-
-
-def _limit(config: Config) -> BatchLimit:
-    train = config.train
-    if train.batch_tokens is not None:
-        return BatchLimit(train.batch_tokens, of_events=True)
-    return BatchLimit(train.batch_size, of_events=False)
 
 
 def num_sums(config: Config) -> int:

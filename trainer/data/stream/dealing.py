@@ -24,6 +24,11 @@ class BatchLimit:
         return runs_within(lengths if self.of_events else np.ones_like(lengths), self.number, complete)
 
 
+def limit_of(batch_size: int, batch_tokens: int | None) -> BatchLimit:
+    """Return the limit by the settings of a batch: `batch_tokens` replaces `batch_size`."""
+    return BatchLimit(batch_size if batch_tokens is None else batch_tokens, of_events=batch_tokens is not None)
+
+
 def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
     """Cut into the longest runs with at least one element and a sum of at most `budget`: bounds, (runs + 1,) int64.
 

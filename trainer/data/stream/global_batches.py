@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.stream.day_examples import DayExamples
-from trainer.data.stream.dealing import BatchLimit, dealt
+from trainer.data.stream.dealing import BatchLimit, dealt, limit_of
 from trainer.data.stream.examples import Chosen, Examples
 from trainer.data.stream.exchange.counting import count_steps
 from trainer.data.stream.exchange.lengths import ExampleLengths
@@ -130,9 +130,7 @@ class GlobalBatches:
     @property
     def limit(self) -> BatchLimit:
         """Return the limit of a batch."""
-        if self.batch_tokens is not None:
-            return BatchLimit(self.batch_tokens, of_events=True)
-        return BatchLimit(self.batch_size, of_events=False)
+        return limit_of(self.batch_size, self.batch_tokens)
 
     @property
     def is_dealt(self) -> bool:
