@@ -12,8 +12,8 @@ from sharding.world import World
 from tests.contracts.test_world_size import STEPS, losses, train, validation
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_config, tiny_job
+from tests.support.steps import first_step
 from trainer.config.job import SILENT, Job
-from trainer.data.stream.order import Position
 from trainer.loop.train import Training
 
 RATE = 0.01
@@ -66,8 +66,7 @@ def test_losses_and_weights_are_those_of_the_whole_catalogue(
 def looked_up(world: World, job: Job) -> tuple[set[int], set[int], int]:
     """Return the items that this rank looks up in the first step, those of its histories, and the number of all items."""
     training = Training(job, world, SILENT)
-    with training.stream.read_ahead(Position(0, 0), 1) as steps:
-        first = next(iter(steps))
+    first = first_step(training)
     history = first.batch.lookup_ids[first.batch.history_index]
     return set(first.batch.lookup_ids.tolist()), set(history.tolist()), training.built.catalogue.num_known - 1
 

@@ -1,10 +1,18 @@
-"""Observation of the steps of a training."""
+"""Reading and observation of the steps of a training."""
 
 from collections.abc import Callable
 from typing import Any
 
+from trainer.data.stream.order import Position
+from trainer.data.stream.shares import Step
 from trainer.loop.step_result import StepResult
 from trainer.loop.train import Training
+
+
+def first_step(training: Training) -> Step[Any]:
+    """Return the first step of a training. Collective, since ranks exchange examples."""
+    with training.stream.read_ahead(Position(0, 0), 1) as steps:
+        return next(iter(steps))
 
 
 def observe_steps(

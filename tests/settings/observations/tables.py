@@ -18,6 +18,7 @@ from tests.settings.entry import attribute
 from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
 from tests.settings.observations.training import trained, training_of
+from tests.support.steps import first_step
 from trainer.config.job import SILENT, Job
 from trainer.data.stream.order import Position
 from trainer.loop.train import Training
@@ -139,7 +140,7 @@ def _sent(world: World, job: Job) -> tuple[Tensor, list[Tensor]]:
     training.built.model.train()
     known = training.built.catalogue.known
     before = training.built.model.look_up(known)["item"].detach().clone()
-    training._train(next(training.stream.steps(Position(0, 0), 1)))
+    training._train(first_step(training))
     return before, training.built.model.look_up(known)["item"].detach() - before
 
 

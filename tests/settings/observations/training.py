@@ -16,7 +16,7 @@ from sharding.tables.early_requests import send_requests
 from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations.models import fill_by_name, model_of
-from tests.support.steps import observe_steps
+from tests.support.steps import first_step, observe_steps
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.job import SILENT, Channel, Job, Outcome
@@ -116,10 +116,11 @@ def ids_sent_early(lab: Lab, config: Config) -> bool:
 def kernels_asked(lab: Lab, config: Config) -> bool:
     """Return whether the first step offers vectors to the compiled kernels of all kinds. No compiler is needed."""
     offers: list[str] = []
-    kinds = ("softmax", "attention", "layers")
+    kinds = ("softmax", "attention", "layers", "feed_forward")
     kernels = SimpleNamespace(
         **{kind: SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind))) for kind in kinds}
     )
+    kernels.layers.feed_forward = kernels.feed_forward
     with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels):
         training_of(lab, lab.job(config), [], stop_after=1).run()
     return {*offers} == {*kinds}
@@ -338,7 +339,7 @@ def dropout_seeds(lab: Lab, config: Config) -> list[int]:
 def seeds_of_step(world: World, job: Job) -> list[int]:
     """Return the same on a rank."""
     training, seeds = Training(job, world, SILENT), list[int]()
-    item = next(training.stream.steps(Position(0, 0), 1))
+    item = first_step(training)
     with mock.patch.object(devices, "seed", lambda device, number: seeds.append(number)):
         training._train(item)
     return seeds
@@ -352,7 +353,7 @@ def first_move(lab: Lab, config: Config) -> float:
     dense = training.optimizers.dense_parameters
     fill_by_name({n: p for n, p in training.built.model.named_parameters() if any(p is d for d in dense)})
     before = [p.detach().clone() for p in (*tables, *dense)]
-    item = next(training.stream.steps(Position(0, 0), 1))
+    item = first_step(training)
     training.built.model.train()
     training._train(item)
     moved = zip(before, (*tables, *dense), strict=True)
