@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import devices
 from models.attention.attend import attend
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig, with_heads
 from models.attention.pruned import norm_with_zeros
 from models.attention.rotary import rotate
-from models.attention.terms import AttentionTerms
+from models.attention.terms import Attended, AttentionTerms
 from models.layers.dropout import threshold_of
 from models.layers.norms import GroupNorm
 
@@ -85,12 +86,36 @@ class Attention(nn.Module):
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        projected = self._projected(x_ND, context)
-        joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
-        query, key, value, gate = self._heads(projected, context)
-        attended = attend(query, key, value, context, self.terms(), joint_NS)
+        attended, gate = self._attended(self._projected(x_ND, context), context)
         with_bias = context.layer_kernels is None
         return self.output_of(attended.output, gate, context.num_output_events, with_bias), attended.penalty
+
+    def added_to(
+        self, x_ND: Tensor, norm: nn.Module | None, threshold: int, context: AttentionContext
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Return x + dropped(f(norm(x))), (N, D), and the penalty, with compiled products, or None where these do not fit.
+
+        Args:
+            x_ND: the residual stream.
+            norm: is applied to the input; None: no norm.
+            threshold: how many of 256 equally likely bytes drop a number of the output.
+            context: has the compiled layers.
+        """
+        assert context.layer_kernels is not None
+        kernels = context.layer_kernels.projections
+        fits = kernels.takes(x_ND, self.query_key_value, self.attention_output) and context.chosen is None
+        if not fits or devices.host_uses_bfloat16() or not isinstance(norm, nn.LayerNorm | nn.RMSNorm | None):
+            return None
+        projected_NS, kept_ND = kernels.project(x_ND, norm, self.query_key_value.weight)
+        attended, gate = self._attended((self._activated(projected_NS),), context)
+        seen_NS = self._for_product(attended.output, gate, context.num_output_events)
+        return kernels.add(kept_ND, seen_NS, self.attention_output, threshold), attended.penalty
+
+    def _attended(self, projected: tuple[Tensor, ...], context: AttentionContext) -> tuple[Attended, Tensor | None]:
+        """Return what each event attends to, and the gate or None."""
+        joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
+        query, key, value, gate = self._heads(projected, context)
+        return attend(query, key, value, context, self.terms(), joint_NS), gate
 
     def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values as they are attended with, and the gate or None."""
@@ -129,6 +154,10 @@ class Attention(nn.Module):
             with_bias: add the bias of the output.
         """
         num_events = seen.shape[0] if num_events is None else num_events
+        return product_of(self.attention_output, self._for_product(seen, gate, num_events), with_bias)
+
+    def _for_product(self, seen: Tensor, gate: Tensor | None, num_events: int) -> Tensor:
+        """Return attended values as the product of the output reads them, (n, S). Arguments are those of `output_of`."""
         if self.config.differential:
             seen = self._difference(seen)
         seen_NS = seen.flatten(1)
@@ -136,8 +165,7 @@ class Attention(nn.Module):
             seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned, num_events)
         if gate is not None:
             seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
-        output: Tensor = product_of(self.attention_output, seen_NS, with_bias)
-        return output
+        return seen_NS
 
     @property
     def _attends_to_projections(self) -> bool:

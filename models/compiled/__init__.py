@@ -16,6 +16,9 @@ Files:
     layers.py             their autograd functions
     norm_rows.h           layer norms and RMS norms of rows
     numbers.h             numbers in memory: float and bfloat16
+    projections.cpp       the products around an attention with norm and residual sum, forward and backward
+    projections.py        their autograd functions
+    row_products.h        products of some rows with small weights, and their norms
     softmax.h             softmax over candidates that all targets share, with both gradients
     softmax.py            its terms as tensors
     softmax_bfloat16.cpp  its products in bfloat16, by AMX

@@ -6,69 +6,28 @@
 //
 // Names: N rows, D numbers of a row, W inner width, P = 1, or 2 if the activation is gated: a(first part) * second part. Widths are padded to
 // multiples of 16 with zeros. It needs AVX-512.
-#include <omp.h>
-
 #include <algorithm>
 
 #include "activations.h"
-#include "norm_rows.h"
 #include "numbers.h"
+#include "row_products.h"
 #include "tiles.h"
 
 namespace {
 
-constexpr int64_t ROWS = 8 * STEP;  // in the cache at a time
-
 struct FeedForward {
   int64_t rows, width, inner, parts, threads;
-  int64_t norm;  // 0: none, 1: layer norm, 2: RMS norm
-  float epsilon;
-  const float *x, *norm_weight, *norm_bias;                // norm_bias: or null
+  RowNorm norm;
+  const float* x;
   const float *into, *into_bias, *out_of, *out_bias;       // (P W, D), (P W), (D, W), (D); biases: or null
   const uint8_t *inner_bytes, *bytes;                      // (N, W), (N, D), or null
   int64_t inner_threshold, threshold;
   float inner_factor, factor;
-  float *mean, *scale;          // (N), of the norm
   float* out;                   // (N, D)
   const float* gradient;        // of `out`; null in the forward pass
   float* x_gradient;            // (N, D)
   float *norm_weight_gradient, *norm_bias_gradient, *into_gradient, *into_bias_gradient, *out_of_gradient, *out_bias_gradient;
 };
-
-// out (number, columns) with rows of `out_row` numbers += left (number, depth) right (depth, columns); both right and out are padded.
-void multiply(const float* left, int64_t left_row, const float* right, int64_t depth, int64_t number, int64_t columns, float* out) {
-  for (int64_t i = 0; i < number; i += STEP) add_product<STEP>(left + i * left_row, left_row, 1, right, depth, columns, out + i * columns);
-}
-
-// out (number, columns) += left^T right of `rows` rows.
-void add_outer(const float* left, int64_t left_row, const float* right, int64_t rows, int64_t number, int64_t columns, float* out) {
-  int64_t i = 0;
-  for (; i + STEP <= number; i += STEP) add_product<STEP>(left + i, 1, left_row, right, rows, columns, out + i * columns);
-  left += i, out += i * columns;
-  switch (number - i) {
-    case 5: add_product<5>(left, 1, left_row, right, rows, columns, out); break;
-    case 4: add_product<4>(left, 1, left_row, right, rows, columns, out); break;
-    case 3: add_product<3>(left, 1, left_row, right, rows, columns, out); break;
-    case 2: add_product<2>(left, 1, left_row, right, rows, columns, out); break;
-    case 1: add_product<1>(left, 1, left_row, right, rows, columns, out); break;
-    default: break;
-  }
-}
-
-// The rows of a matrix, padded.
-Buffer<float> padded_rows(const float* from, int64_t rows, int64_t columns, int64_t padded) {
-  Buffer<float> result = zeros<float>(rows * padded);
-  for (int64_t i = 0; i < rows; i++) std::copy_n(from + i * columns, columns, result.get() + i * padded);
-  return result;
-}
-
-// The columns of a matrix as rows, padded.
-Buffer<float> padded_columns(const float* from, int64_t rows, int64_t columns, int64_t padded) {
-  Buffer<float> result = zeros<float>(columns * padded);
-  for (int64_t j = 0; j < columns; j++)
-    for (int64_t i = 0; i < rows; i++) result[j * padded + i] = from[i * columns + j];
-  return result;
-}
 
 // Weights as the products read them.
 struct Weights {
@@ -87,33 +46,6 @@ struct Workspace {
 struct Widths {
   int64_t outer, inner;  // padded
 };
-
-void normalise(const FeedForward& p, int64_t first, int64_t rows, int64_t padded, bool known, float* normed) {
-  for (int64_t r = 0; r < rows; r++) {
-    const float* x = p.x + (first + r) * p.width;
-    float* out = normed + r * padded;
-    if (p.norm == 0) {
-      std::copy_n(x, p.width, out);
-      continue;
-    }
-    const RowMoments moments = known           ? RowMoments{p.norm == 1 ? p.mean[first + r] : 0.0f, p.scale[first + r]}
-                               : p.norm == 1 ? moments_of<true>(x, p.width, p.epsilon)
-                                             : moments_of<false>(x, p.width, p.epsilon);
-    if (!known) {
-      if (p.norm == 1) p.mean[first + r] = moments.mean;
-      p.scale[first + r] = moments.scale;
-    }
-    write_normed(x, p.width, moments, p.norm_weight, p.norm_bias, out);
-  }
-}
-
-// Sets the rows to the bias.
-void begin(const float* bias, int64_t number, int64_t rows, int64_t padded, float* out) {
-  for (int64_t r = 0; r < rows; r++) {
-    if (bias == nullptr) std::fill_n(out + r * padded, padded, 0.0f);
-    else std::copy_n(bias, number, out + r * padded);  // padding stays 0
-  }
-}
 
 template <class Function, bool SLOPES>
 void activate(const FeedForward& p, int64_t first, int64_t rows, int64_t padded, Workspace& own) {
@@ -138,10 +70,10 @@ void activate(const FeedForward& p, int64_t first, int64_t rows, int64_t padded,
 // Computes the inner numbers of rows, with their slopes for the backward pass.
 template <class Function, bool SLOPES>
 void compute_inner(const FeedForward& p, const Weights& weights, Widths widths, int64_t first, int64_t rows, Workspace& own) {
-  normalise(p, first, rows, widths.outer, SLOPES, own.normed.get());
+  normalise(p.norm, p.x, p.width, first, rows, widths.outer, SLOPES, own.normed.get());
   for (int64_t part = 0; part < p.parts; part++) {
-    begin(p.into_bias == nullptr ? nullptr : p.into_bias + part * p.inner, p.inner, ROWS, widths.inner, own.hidden[part].get());
-    multiply(own.normed.get(), widths.outer, weights.into[part].get(), p.width, rows, widths.inner, own.hidden[part].get());
+    const float* bias = p.into_bias == nullptr ? nullptr : p.into_bias + part * p.inner;
+    write_product(own.normed.get(), widths.outer, weights.into[part].get(), p.width, rows, p.inner, bias, own.hidden[part].get(), widths.inner);
   }
   activate<Function, SLOPES>(p, first, rows, widths.inner, own);
 }
@@ -149,8 +81,7 @@ void compute_inner(const FeedForward& p, const Weights& weights, Widths widths, 
 template <class Function>
 void compute(const FeedForward& p, const Weights& weights, Widths widths, int64_t first, int64_t rows, Workspace& own) {
   compute_inner<Function, false>(p, weights, widths, first, rows, own);
-  begin(p.out_bias, p.width, ROWS, widths.outer, own.said.get());
-  multiply(own.activated.get(), widths.inner, weights.out_of.get(), p.inner, rows, widths.outer, own.said.get());
+  write_product(own.activated.get(), widths.inner, weights.out_of.get(), p.inner, rows, p.width, p.out_bias, own.said.get(), widths.outer);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t d = 0; d < p.width; d += 16) {
       const __mmask16 mask = first_of(p.width - d);
@@ -189,28 +120,21 @@ void differentiate(const FeedForward& p, const Weights& weights, Widths widths, 
     _mm512_store_ps(own.of_out_bias.get() + d, sum);
   }
   add_outer(own.of_said.get(), widths.outer, own.activated.get(), rows, p.width, widths.inner, own.of_out_of.get());
-  begin(nullptr, 0, ROWS, widths.inner, own.of_activated.get());
-  multiply(own.of_said.get(), widths.outer, weights.out_of_rows.get(), p.width, rows, widths.inner, own.of_activated.get());
-  begin(nullptr, 0, ROWS, widths.outer, own.of_normed.get());
+  write_product(own.of_said.get(), widths.outer, weights.out_of_rows.get(), p.width, rows, p.inner, nullptr, own.of_activated.get(),
+                widths.inner);
   for (int64_t part = 0; part < p.parts; part++) {
     float* of_hidden = own.hidden[part].get();  // in place of what it was computed from
     scale_and_sum(rows, widths.inner, own.of_activated.get(), own.slopes[part].get(), of_hidden, own.of_into_bias[part].get());
     add_outer(of_hidden, widths.inner, own.normed.get(), rows, p.inner, widths.outer, own.of_into[part].get());
-    multiply(of_hidden, widths.inner, weights.into_rows[part].get(), p.inner, rows, widths.outer, own.of_normed.get());
+    const float* weight = weights.into_rows[part].get();
+    if (part == 0)
+      write_product(of_hidden, widths.inner, weight, p.inner, rows, p.width, nullptr, own.of_normed.get(), widths.outer);
+    else
+      for (int64_t r = 0; r < rows; r += STEP)  // of rows that do not exist too
+        add_product<STEP>(of_hidden + r * widths.inner, widths.inner, 1, weight, p.inner, widths.outer, own.of_normed.get() + r * widths.outer);
   }
-  const int64_t place = first * p.width;
-  const float *x = p.x + place, *gradient = p.gradient + place, *of_normed = own.of_normed.get();
-  float* of_x = p.x_gradient + place;
-  float* of_norm_bias = p.norm_bias == nullptr ? nullptr : own.of_norm_bias.get();
-  if (p.norm == 1)
-    differentiate_norm<true>(rows, p.width, x, p.norm_weight, p.mean + first, p.scale + first, of_normed, widths.outer, gradient, of_x,
-                             own.of_norm_weight.get(), of_norm_bias);
-  else if (p.norm == 2)
-    differentiate_norm<false>(rows, p.width, x, p.norm_weight, nullptr, p.scale + first, of_normed, widths.outer, gradient, of_x,
-                              own.of_norm_weight.get(), of_norm_bias);
-  else
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t d = 0; d < p.width; d++) of_x[r * p.width + d] = gradient[r * p.width + d] + of_normed[r * widths.outer + d];
+  differentiate_norm(p.norm, p.x, p.width, first, rows, own.of_normed.get(), widths.outer, p.gradient, p.x_gradient, own.of_norm_weight.get(),
+                     own.of_norm_bias.get());
 }
 
 Workspace workspace_of(const FeedForward& p, Widths widths) {
@@ -234,13 +158,6 @@ Workspace workspace_of(const FeedForward& p, Widths widths) {
   own.of_norm_weight = zeros<float>(widths.outer);
   own.of_norm_bias = zeros<float>(widths.outer);
   return own;
-}
-
-// Adds a padded matrix to a matrix, or nothing if there is none.
-void add_rows(const float* from, int64_t rows, int64_t columns, int64_t padded, float* to) {
-  if (to == nullptr) return;
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t j = 0; j < columns; j++) to[i * columns + j] += from[i * padded + j];
 }
 
 // Adds the sums of a thread to those of all.
@@ -268,22 +185,18 @@ void feed_forward(const FeedForward& p) {
   }
   if (backward) weights.out_of_rows = padded_rows(p.out_of, p.width, p.inner, widths.inner);
   else weights.out_of = padded_columns(p.out_of, p.width, p.inner, widths.outer);
-  const int64_t tiles = (p.rows + ROWS - 1) / ROWS, threads = std::min(p.threads, tiles);
-  std::unique_ptr<Workspace[]> own(new Workspace[threads]);
-#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
-  for (int64_t thread = 0; thread < threads; thread++) {
-    own[thread] = workspace_of(p, widths);
-    for (int64_t tile = tiles * thread / threads; tile < tiles * (thread + 1) / threads; tile++) {
-      const int64_t first = tile * ROWS, rows = std::min(ROWS, p.rows - first);
-      if (backward) differentiate<Function>(p, weights, widths, first, rows, own[thread]);
-      else compute<Function>(p, weights, widths, first, rows, own[thread]);
-    }
-  }
+  int64_t threads = p.threads;
+  const auto own = for_rows<Workspace>(
+      p.rows, threads, [&] { return workspace_of(p, widths); },
+      [&](int64_t first, int64_t rows, Workspace& own) {
+        if (backward) differentiate<Function>(p, weights, widths, first, rows, own);
+        else compute<Function>(p, weights, widths, first, rows, own);
+      });
   if (backward)
     for (int64_t thread = 0; thread < threads; thread++) add_sums(p, widths, own[thread]);
 }
 
-// Returns whether there was enough memory.
+// Returns whether there was not enough memory.
 template <class Function>
 int run(const FeedForward& p) {
   try {

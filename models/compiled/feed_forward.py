@@ -14,11 +14,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
+from models.compiled.projections import LARGEST_MATRIX, LAYER_NORM, RowNorm
 from models.layers.dropout import factor_of, random_bytes
-
-LARGEST_MATRIX = 1 << 14
-"""Numbers of a matrix up to which the kernel is faster than products of a library; larger ones do not stay in the fast cache."""
-_LAYER_NORM, _RMS_NORM = 1, 2  # as in feed_forward.cpp
 
 ActivationName = Literal["relu", "gelu", "silu"]
 
@@ -62,12 +59,9 @@ class FeedForwardKernel:
         Raises:
             MemoryError: there is no memory for the weights' gradients.
         """
-        kind = 0 if norm is None else _LAYER_NORM if isinstance(norm, nn.LayerNorm) else _RMS_NORM
-        norm_bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
-        epsilon = 0.0 if norm is None else norm.eps
-        assert epsilon is not None
-        form = _Form(self, activation, gated, thresholds, kind, epsilon)
-        weights = (None if norm is None else norm.weight, norm_bias, into.weight, into.bias, out_of.weight, out_of.bias)
+        own = RowNorm.of(norm)
+        form = _Form(self, activation, gated, thresholds, own.kind, own.epsilon)
+        weights = (own.weight, own.bias, into.weight, into.bias, out_of.weight, out_of.bias)
         sum_ND: Tensor = _FeedForward.apply(form, x_ND, *weights)
         return sum_ND
 
@@ -89,13 +83,13 @@ class _Form:
     epsilon: float
 
     def problem(self, sizes: tuple[int, int, int], *tensors: Tensor | None) -> "_Problem":
-        """Return the arguments of the kernel: (N, D, W), and its tensors up to `out`."""
+        """Return the arguments of the kernel: (N, D, W), and its tensors in the order of the arguments."""
         inner, outer = self.thresholds
         return _Problem(
             *(*sizes, 1 + self.gated, torch.get_num_threads(), self.norm, self.epsilon),
-            *map(address_of, tensors[:9]),
+            *map(address_of, tensors[:11]),
             *(inner, outer, factor_of(inner), factor_of(outer)),
-            *map(address_of, tensors[9:]),
+            *map(address_of, tensors[11:]),
         )
 
 
@@ -124,10 +118,11 @@ class _FeedForward(torch.autograd.Function):
             random_bytes(torch.Size((num_rows, size))) if threshold else None
             for size, threshold in zip((inner, width), form.thresholds, strict=True)
         )
-        mean = x.new_empty(num_rows) if form.norm == _LAYER_NORM else None
+        mean = x.new_empty(num_rows) if form.norm == LAYER_NORM else None
         scale = x.new_empty(num_rows) if form.norm else None
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
-        kept = (*given, inner_bytes, outer_bytes, mean, scale)
+        x, norm_weight, norm_bias, *weights = given
+        kept = (norm_weight, norm_bias, mean, scale, x, *weights, inner_bytes, outer_bytes)
         form.kernel.run(form.activation, form.problem((num_rows, width, inner), *kept, output))
         ctx.save_for_backward(*kept)  # type: ignore[arg-type]  # torch accepts None, which its types leave out
         ctx.form = form  # type: ignore[attr-defined]
@@ -137,7 +132,8 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable  # type: ignore[misc, untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        x, weights = kept[0], kept[1:7]
+        norm_weight, norm_bias, _, _, x, *linear = kept[:9]
+        weights = (norm_weight, norm_bias, *linear)
         width, inner = weights[4].shape
         gradients = [None if weight is None else torch.zeros_like(weight) for weight in weights]
         of_x = torch.empty_like(x)
@@ -163,14 +159,12 @@ class _Problem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "width", "inner", "parts", "threads", "norm")),
         ("epsilon", ctypes.c_float),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("x", "norm_weight", "norm_bias", "into", "into_bias", "out_of", "out_bias")
-        ),
+        *((name, ctypes.c_void_p) for name in ("norm_weight", "norm_bias", "mean", "scale")),
+        *((name, ctypes.c_void_p) for name in ("x", "into", "into_bias", "out_of", "out_bias")),
         *((name, ctypes.c_void_p) for name in ("inner_bytes", "bytes")),
         *((name, ctypes.c_int64) for name in ("inner_threshold", "threshold")),
         *((name, ctypes.c_float) for name in ("inner_factor", "factor")),
-        *((name, ctypes.c_void_p) for name in ("mean", "scale", "out", "gradient", "x_gradient")),
+        *((name, ctypes.c_void_p) for name in ("out", "gradient", "x_gradient")),
         *(
             (f"{name}_gradient", ctypes.c_void_p)
             for name in ("norm_weight", "norm_bias", "into", "into_bias", "out_of", "out_bias")

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
 from models.compiled.feed_forward import ActivationName, FeedForwardKernel, build_feed_forward_kernel
+from models.compiled.projections import ProjectionKernels, build_projection_kernels
 from models.layers.dropout import factor_of, random_bytes
 
 ROWS_OF_SUM = 512  # as in layers.cpp
@@ -29,6 +30,8 @@ class LayerKernels:
     """The library of single layers."""
     feed_forward: FeedForwardKernel
     """The kernel of whole feed-forward sub-layers."""
+    projections: ProjectionKernels
+    """The kernels of the products around an attention."""
 
     def takes(self, *tensors: Tensor) -> bool:
         """Return whether the kernels compute with these tensors: on a CPU, in float32 or bfloat16, at least one number of each."""
@@ -114,7 +117,7 @@ def build_layer_kernels() -> LayerKernels:
     """
     library = build_library("layers.cpp", AVX512)
     load_library(library)
-    return LayerKernels(library, build_feed_forward_kernel())
+    return LayerKernels(library, build_feed_forward_kernel(), build_projection_kernels())
 
 
 class _Sum(torch.autograd.Function):

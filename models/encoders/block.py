@@ -54,13 +54,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         kernels = context.layer_kernels
-        inner = x_ND
-        if self.pre_norm:
-            inner, x_ND = normed_for_product(self.attention_norm, x_ND, context.layout.num_events, kernels)
-        attended_ND, penalty = self.attention(inner, context)
+        x_ND, penalty = self._with_attention(x_ND, context, kernels)
         num_events = context.num_output_events
-        bias = self.attention.attention_output.bias
-        x_ND = self._sum(context.output_rows(x_ND), attended_ND, bias, self.attention_gate, kernels)
         if not self.pre_norm:
             x_ND = normed(self.attention_norm, x_ND, num_events, kernels)
         if self.feed_forward is not None:
@@ -68,6 +63,22 @@ class EncoderBlock(nn.Module):
             if not self.pre_norm:
                 x_ND = normed(self.feed_forward_norm, x_ND, num_events, kernels)
         return x_ND, penalty
+
+    def _with_attention(
+        self, x_ND: Tensor, context: AttentionContext, kernels: LayerKernels | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream with what attention adds to it, and the penalty of the weights."""
+        norm = self.attention_norm if self.pre_norm else None
+        if kernels is not None and self.attention_gate is None:
+            whole = self.attention.added_to(x_ND, norm, self.dropout.active_threshold, context)
+            if whole is not None:
+                return whole
+        inner = x_ND
+        if norm is not None:
+            inner, x_ND = normed_for_product(norm, x_ND, context.layout.num_events, kernels)
+        attended_ND, penalty = self.attention(inner, context)
+        bias = self.attention.attention_output.bias
+        return self._sum(context.output_rows(x_ND), attended_ND, bias, self.attention_gate, kernels), penalty
 
     def _with_feed_forward(
         self, feed_forward: "FeedForward", x_ND: Tensor, num_events: int, kernels: LayerKernels | None

@@ -1,6 +1,7 @@
 """The compiled layers between matrix products equal those of torch in value and gradients; sums with dropout bit by bit."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,87 @@ def zeroed(*modules: nn.Module) -> None:
     for number, parameter in enumerate(parameter for module in modules for parameter in module.parameters()):
         parameter.grad = None
         parameter.data = 0.3 * numbers(*parameter.shape, seed=40 + number)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, None])
+@pytest.mark.parametrize("is_alone", [False, True])
+@pytest.mark.parametrize(("rows", "width", "size"), [(1, 4, 12), (7, 50, 150), (97, 16, 7), (205, 64, 192), (1000, 52, 80)])
+def test_a_norm_with_its_projection_equals_torch(layers, rows, width, size, is_alone, norm):
+    """In value and all gradients; more rows than are in the cache at a time, and no multiple of a tile.
+
+    The rows have another gradient, or none.
+    """
+    own_norm = None if norm is None else norm(width, eps=1e-5)
+    linear = nn.Linear(width, size, bias=False)
+    modules = [linear, *([] if own_norm is None else [own_norm])]
+
+    def compiled(x: Tensor) -> Tensor:
+        projected, kept = layers.projections.project(x, own_norm, linear.weight)
+        return projected if is_alone else torch.cat((projected, kept.square()), dim=1)
+
+    def by_torch(x: Tensor) -> Tensor:
+        projected = linear(x if own_norm is None else own_norm(x))
+        return projected if is_alone else torch.cat((projected, x.square()), dim=1)
+
+    results = []
+    for compute in (compiled, by_torch):
+        zeroed(*modules)
+        result = results_of(compute, (numbers(rows, width),))
+        results.append([*result, *(p.grad.clone() for module in modules for p in module.parameters())])
+    assert_near(results[0], results[1], 1e-5)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "width", "size"), [(1, 4, 4), (7, 50, 50), (97, 16, 7), (205, 64, 128), (1000, 52, 52)])
+def test_an_output_with_its_residual_sum_equals_torch(layers, rows, width, size, bias, threshold):
+    linear = nn.Linear(size, width, bias=bias)
+    results = []
+    for compute in (
+        lambda x, seen: layers.projections.add(x, seen, linear, threshold),
+        lambda x, seen: x + drop(linear(seen), threshold),
+    ):
+        zeroed(linear)
+        result = results_of(compute, (numbers(rows, width), numbers(rows, size, seed=2)))
+        results.append([*result, *(p.grad.clone() for p in linear.parameters())])
+    assert_near(results[0], results[1], 1e-5)
+
+
+def test_the_rows_of_a_projection_alone_have_their_gradient(layers):
+    x = numbers(4, 8).requires_grad_()
+    _, kept = layers.projections.project(x, None, numbers(3, 8))
+    kept.sum().backward()
+    assert torch.equal(x.grad, torch.ones(4, 8))
+
+
+@torch.no_grad()
+def test_a_row_has_one_result_wherever_it_is(layers):
+    """To the last bit, so that a score depends on its own history alone."""
+    x, norm, into, out = numbers(301, 52), nn.LayerNorm(52), nn.Linear(52, 156, bias=False), nn.Linear(156, 52)
+    feed_forward = FeedForward(52, 104, "gelu", 0.0)
+
+    def results(rows: Tensor) -> Tensor:
+        projected, _ = layers.projections.project(rows, norm, into.weight)
+        added = layers.projections.add(rows, projected, out, 0)
+        return torch.cat((projected, added, feed_forward.added_to(rows, norm, 0, layers)), dim=1)
+
+    whole = results(x)
+    for first, stop in ((0, 1), (5, 12), (47, 49), (100, 301)):
+        assert torch.equal(results(x[first:stop]), whole[first:stop])
+
+
+def test_a_sub_layer_of_attention_that_the_kernels_do_not_take_is_left_to_others(layers):
+    block = make_encoder({"num_blocks": 1}).blocks[0]
+    lengths = [3, 2]
+    context = replace(context_of(lengths), layer_kernels=layers)
+    x = events(5)
+    norm, added_to = block.attention_norm, block.attention.added_to
+    assert added_to(x, norm, 0, context) is not None
+    assert added_to(x.double(), norm, 0, context) is None
+    assert added_to(x, GroupNorm(norm, norm), 0, context) is None
+    assert added_to(x, norm, 0, context.narrowed_outputs(context.layout.newest(1))) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert added_to(x, norm, 0, context) is None
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, None])
