@@ -186,10 +186,11 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
             )
         evaluation = self.cluster.of_evaluation
         for device in {self.cluster.device, self.cluster.device if evaluation is None else evaluation.device}:
-            if self.train.compiled_kernels and device == "cuda":
-                raise ValueError(
-                    "train.compiled_kernels = true is for CPUs, and workers have GPUs (cluster.gpus_per_worker); leave it out"
-                )
+            for name, section in (("train", self.train), ("evaluate", self.evaluate)):
+                if section.compiled_kernels and device == "cuda":
+                    raise ValueError(
+                        f"{name}.compiled_kernels = true is for CPUs, and workers have GPUs (cluster.gpus_per_worker); leave it out"
+                    )
             if (reason := codec_reason(self.communication, device)) is not None:
                 raise ValueError(reason)
             for name, table in self.tables.items():

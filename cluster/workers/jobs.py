@@ -56,6 +56,7 @@ class EvaluationJob:
 
 def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
     """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
+    from trainer.loop.compiled_kernels import set_kernels_of_evaluation
 
     def on_batch(done: int, total: int) -> None:
         channel.note("evaluation", done)
@@ -63,6 +64,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
     built = _loaded(evaluation.job, evaluation.checkpoint, "evaluate", world, channel, evaluation.other_data)
+    set_kernels_of_evaluation(built, evaluation.job.config.evaluate, world)
     for split, parts in evaluation.parts.items():
         built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)
 
@@ -81,11 +83,13 @@ def validate(asked: ValidationJob, world: World, channel: Channel) -> dict[str, 
     """Return the metrics that early stopping can use, the same on every rank. Raises CheckpointError if a file is corrupt."""
     from trainer.checkpoint.tensors import verify_together
     from trainer.fault_points import reach
+    from trainer.loop.compiled_kernels import set_kernels_of_evaluation
 
     checkpoint, complaint = verify_together(asked.checkpoint.path, world)
     if checkpoint is None:
         raise CheckpointError(complaint)
     built = _loaded(asked.job, checkpoint, "validate", world, channel)
+    set_kernels_of_evaluation(built, asked.job.config.evaluate, world)
     step = checkpoint.manifest.step
     channel.note("evaluation", step)
     reach("evaluation", world.rank, step)

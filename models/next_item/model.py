@@ -57,7 +57,9 @@ class NextItemModel(TableModel):
         self.inputs = EventInputs(self.width, inputs)
         self.mask = MaskVector(self.width) if config.masks_items else None
         self.later = LaterHeads(self.width, config.later_targets) if config.later_targets else None
-        self.kernels: CompiledKernels | None = None  # of the loss and its encoder; without them torch computes these
+        # Of the loss with its encoder, and of encoding alone. Without them torch computes these.
+        self.kernels: CompiledKernels | None = None
+        self.encoding_kernels: CompiledKernels | None = None
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order. Tables are initialised by key, after they are sharded."""
@@ -75,10 +77,7 @@ class NextItemModel(TableModel):
         rows: the looked-up vectors of batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        attention, layers = (None, None) if self.kernels is None else (self.kernels.attention, self.kernels.layers)
-        context = AttentionContext(
-            batch.layout, batch.times, batch.request_times, kernel=attention, layer_kernels=layers
-        )
+        context = _context_of(batch, self.kernels)
         user_ND, penalty = self._encode_in(context, rows, items_UD, batch)
         place_T, position_N = self._places_of_targets(batch)
         user_TD = user_ND if place_T is None else user_ND.index_select(0, place_T)
@@ -137,7 +136,7 @@ class NextItemModel(TableModel):
 
         events_ND: in the form of `event_vectors`.
         """
-        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        context = _context_of(batch, self.encoding_kernels)
         last_nD, _ = self._encode_vectors(context, events_ND, batch, only_last=True)
         return scale_vectors(self._of_filled(last_nD, batch), self.config.objective.normalize)
 
@@ -178,7 +177,7 @@ class NextItemModel(TableModel):
     def _encode(
         self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch, only_last: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        context = _context_of(batch, self.encoding_kernels)
         return self._encode_in(context, rows, items_UD, batch, only_last)
 
     def _encode_in(
@@ -212,3 +211,9 @@ class NextItemModel(TableModel):
             x_ND = self.mask(x_ND, batch.masked)
         encoded: tuple[Tensor, Tensor | None] = self.encoder(x_ND, context, only_last)
         return encoded
+
+
+def _context_of(batch: HistoryBatch, kernels: CompiledKernels | None) -> AttentionContext:
+    """Return the context of a batch for an encoder with these kernels."""
+    attention, layers = (None, None) if kernels is None else (kernels.attention, kernels.layers)
+    return AttentionContext(batch.layout, batch.times, batch.request_times, kernel=attention, layer_kernels=layers)

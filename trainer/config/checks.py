@@ -131,6 +131,10 @@ def check_protocol(evaluate: EvaluateConfig, model: ModelConfig) -> None:
     if not isinstance(model, RankingConfig):
         return
     defaults = EvaluateConfig()
+    if evaluate.compiled_kernels:
+        raise ValueError(
+            "evaluate.compiled_kernels = true: rankers have no such kernels, so it changes nothing; leave it out"
+        )
     for name in ("targets", "candidates", "repeats"):
         if getattr(evaluate, name) != getattr(defaults, name):
             raise ValueError(

@@ -43,6 +43,11 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         ge=16,
         description="items scored at once on each worker. It bounds the memory to batch size x items numbers",
     )
+    compiled_kernels: bool = Field(
+        False,
+        description="encode the histories of next-item models on CPUs by the kernels of train.compiled_kernels, in every "
+        "evaluation of the run. They need what train.compiled_kernels needs. Scores differ from those without it by rounding",
+    )
     baselines: list[BaselineName] | None = Field(
         None,
         description="baselines of next-item models that are evaluated with the model; default: all that fit the dataset. "

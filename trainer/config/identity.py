@@ -57,6 +57,7 @@ LATER = {
     "train.streams": 64,
     "train.catalogue_workers": 1,
     "train.compiled_kernels": False,
+    "evaluate.compiled_kernels": False,
     "train.tf32": False,
     "train.torch_compile": False,
     "model.encoder.heads_by_block": None,

@@ -20,7 +20,7 @@ from trainer.fault_points import reach
 from trainer.global_batch.dynamic_ids import ChangedRows
 from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
-from trainer.loop.compiled_kernels import kernels_of_ranks
+from trainer.loop.compiled_kernels import kernels_of_ranks, set_kernels_of_evaluation
 from trainer.loop.compiled_layers import compile_layers
 from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.evaluations import Evaluations
@@ -103,8 +103,9 @@ class Training:
         self.timetable = timetable
         self.messages.lap("model and tables")
         if job.config.train.compiled_kernels:
-            self.built.model.kernels = kernels_of_ranks(world)
+            self.built.model.kernels = kernels_of_ranks(world, "train.compiled_kernels")
             self.messages.lap("compiled kernels")
+        set_kernels_of_evaluation(self.built, job.config.evaluate, world)
         if job.config.train.torch_compile:
             compile_layers(self.built.model, world)
         self.checkpoints = Checkpoints(

@@ -185,7 +185,9 @@ def zeroed(*modules: nn.Module) -> None:
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, None])
 @pytest.mark.parametrize("is_alone", [False, True])
-@pytest.mark.parametrize(("rows", "width", "size"), [(1, 4, 12), (7, 50, 150), (97, 16, 7), (205, 64, 192), (1000, 52, 80)])
+@pytest.mark.parametrize(
+    ("rows", "width", "size"), [(1, 4, 12), (7, 50, 150), (97, 16, 7), (205, 64, 192), (1000, 52, 80)]
+)
 def test_a_norm_with_its_projection_equals_torch(layers, rows, width, size, is_alone, norm):
     """In value and all gradients; more rows than are in the cache at a time, and no multiple of a tile.
 
@@ -213,7 +215,9 @@ def test_a_norm_with_its_projection_equals_torch(layers, rows, width, size, is_a
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "width", "size"), [(1, 4, 4), (7, 50, 50), (97, 16, 7), (205, 64, 128), (1000, 52, 52)])
+@pytest.mark.parametrize(
+    ("rows", "width", "size"), [(1, 4, 4), (7, 50, 50), (97, 16, 7), (205, 64, 128), (1000, 52, 52)]
+)
 def test_an_output_with_its_residual_sum_equals_torch(layers, rows, width, size, bias, threshold):
     linear = nn.Linear(size, width, bias=bias)
     results = []

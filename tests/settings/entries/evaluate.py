@@ -6,6 +6,7 @@ from tests.settings.observations.evaluation import (
     baselines,
     batches_scored,
     items_scored_at_a_time,
+    kernels_asked,
     list_lengths,
     metrics,
     queries,
@@ -85,6 +86,7 @@ ENTRIES = (
         lambda lengths: [3] * len(lengths),
         base={"evaluate.mask_seen": False},
     ),
+    Entry("evaluate.compiled_kernels", True, kernels_asked, True, base={"model.encoder.num_blocks": 2}),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(
         "evaluate.score_block_items",

@@ -12,7 +12,7 @@ from cluster.config.run_config import Config
 from cluster.workers import jobs as works
 from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
-from tests.settings.observations.training import trained
+from tests.settings.observations.training import KERNELS, kernels_that_take_nothing, trained
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import SILENT
 from trainer.tasks import outputs
@@ -28,6 +28,19 @@ def evaluated(lab: Lab, config: Config) -> Path:
         outputs.write_outputs(job, "test", result.path.name, folder / "parts")
     pq.write_table(users, folder / "users.parquet")
     return folder
+
+
+def kernels_asked(lab: Lab, config: Config) -> bool:
+    """Return whether encoding of held-out histories offers vectors to all compiled kernels, in a training and in a stage."""
+    of_validation: list[str] = []
+    of_stage: list[str] = []
+    for offers, observe in ((of_validation, trained), (of_stage, evaluated)):
+        kernels = kernels_that_take_nothing(offers)
+        with mock.patch("trainer.loop.compiled_kernels.kernels_of_ranks", return_value=kernels):
+            lab.see(observe, config)
+    asked = {*of_validation}
+    assert asked == {*of_stage}
+    return asked == {*KERNELS} - {"softmax"}
 
 
 def metrics(lab: Lab, config: Config) -> list[str]:

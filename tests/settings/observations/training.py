@@ -113,17 +113,24 @@ def ids_sent_early(lab: Lab, config: Config) -> bool:
     return send.called
 
 
-def kernels_asked(lab: Lab, config: Config) -> bool:
-    """Return whether the first step offers vectors to the compiled kernels of all kinds. No compiler is needed."""
-    offers: list[str] = []
-    kinds = ("softmax", "attention", "layers", "feed_forward")
+KERNELS = ("softmax", "attention", "layers", "feed_forward", "projections")
+
+
+def kernels_that_take_nothing(offers: list[str]) -> Any:
+    """Return compiled kernels that note their kind when vectors are offered to them. No compiler is needed."""
     kernels = SimpleNamespace(
-        **{kind: SimpleNamespace(takes=lambda *vectors, kind=kind: bool(offers.append(kind))) for kind in kinds}
+        **{kind: SimpleNamespace(takes=lambda *given, kind=kind: bool(offers.append(kind))) for kind in KERNELS}
     )
-    kernels.layers.feed_forward = kernels.feed_forward
-    with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels):
+    kernels.layers.feed_forward, kernels.layers.projections = kernels.feed_forward, kernels.projections
+    return kernels
+
+
+def kernels_asked(lab: Lab, config: Config) -> bool:
+    """Return whether the first step offers vectors to the compiled kernels of all kinds."""
+    offers: list[str] = []
+    with mock.patch("trainer.loop.train.kernels_of_ranks", return_value=kernels_that_take_nothing(offers)):
         training_of(lab, lab.job(config), [], stop_after=1).run()
-    return {*offers} == {*kinds}
+    return {*offers} == {*KERNELS}
 
 
 def tf32_in_a_step(lab: Lab, config: Config) -> bool:
