@@ -133,13 +133,15 @@ def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
 
 
 def _evaluate(folder: Path, num_items: int, turns: int) -> Iterator[Comparison]:
-    """Measure evaluation by one worker with all CPUs, and by a worker of each CPU."""
+    """Measure evaluation by one worker with all CPUs, and by a worker of each CPU, without and with compiled kernels."""
     evaluating.write_log(folder / f"logs-{num_items}", num_items)
     cpus = int(ray.cluster_resources()["CPU"])
-    for num_workers in (1, cpus):
+    for num_workers, compiled in ((1, False), (cpus, False), (cpus, True)):
         settings = _config(folder, num_workers, cpus // num_workers, f"-{num_items}")
         if num_workers == 1:
             prepare(settings, lambda progress: None)
+        evaluate = settings.evaluate.model_copy(update={"compiled_kernels": compiled})
+        settings = settings.model_copy(update={"evaluate": evaluate})
         batches = max(1, evaluating.NUM_USERS // settings.evaluate.batch_size // (turns + 2))
         yield _by_workers(evaluating.compare, (job_of(settings), turns, batches), settings.cluster)
 

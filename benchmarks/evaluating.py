@@ -26,6 +26,7 @@ from trainer.config.job import Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import PIECE_EVENTS, Evaluator, make_evaluator
 from trainer.loop.build import Built, build_model
+from trainer.loop.compiled_kernels import set_kernels_of_evaluation
 
 CATALOGUES = (10_000, 100_000, 1_000_000)  # items
 NUM_USERS, MEAN_EVENTS = 12_288, 100
@@ -58,6 +59,7 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
     top = max(job.config.evaluate.ks)
     cpus = torch.get_num_threads() * world.world_size
     flops_per_user = _forward_flops(evaluator, built.model, world)
+    set_kernels_of_evaluation(built, job.config.evaluate, world)  # torch does not count what they compute
     width = job.config.tables["item"].dim
     items = torch.randn(evaluator.num_items, width) if world.is_first else torch.empty(0, width)
     stream = _batches(evaluator, built.model, top)
@@ -92,8 +94,9 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
         ceiling(num_users)
         rates.append((num_users / (middle - started), num_users / (time.perf_counter() - middle)))
     plural = "s" if world.world_size > 1 else ""
+    kernels = ", compiled kernels" if job.config.evaluate.compiled_kernels else ""
     return Comparison(
-        f"evaluate {evaluator.num_items:,} items, {world.world_size} worker{plural}",
+        f"evaluate {evaluator.num_items:,} items, {world.world_size} worker{plural}{kernels}",
         "users/s",
         tuple(rate for rate, _ in rates),
         tuple(rate for _, rate in rates),

@@ -109,12 +109,13 @@ def _machine() -> list[Goal]:
         ),
         *(
             Goal(
-                f"evaluation among {items:,} items by 2 workers, from files to metrics, of the same",
+                f"evaluation among {items:,} items by 2 workers{kernels}, from files to metrics, of the same",
                 whole,
-                _of(whole, f"evaluate {items:,} items, 2 workers"),
+                _of(whole, f"evaluate {items:,} items, 2 workers{kernels}"),
                 0.7,
             )
             for items in (10_000, 100_000, 1_000_000)
+            for kernels in ("", ", compiled kernels")
         ),
     ]
 

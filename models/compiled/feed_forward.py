@@ -108,10 +108,10 @@ class _FeedForward(torch.autograd.Function):
         out_of: Tensor,
         out_bias: Tensor | None,
     ) -> Tensor:
-        given = [
-            None if t is None else t.contiguous()
-            for t in (x, norm_weight, norm_bias, into, into_bias, out_of, out_bias)
-        ]
+        x = x.contiguous()
+        norm_weight, norm_bias, *weights = (
+            None if t is None else t.contiguous() for t in (norm_weight, norm_bias, into, into_bias, out_of, out_bias)
+        )
         width, inner = out_of.shape
         num_rows = x.numel() // width
         inner_bytes, outer_bytes = (
@@ -121,7 +121,6 @@ class _FeedForward(torch.autograd.Function):
         mean = x.new_empty(num_rows) if form.norm == LAYER_NORM else None
         scale = x.new_empty(num_rows) if form.norm else None
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
-        x, norm_weight, norm_bias, *weights = given
         kept = (norm_weight, norm_bias, mean, scale, x, *weights, inner_bytes, outer_bytes)
         form.kernel.run(form.activation, form.problem((num_rows, width, inner), *kept, output))
         ctx.save_for_backward(*kept)  # type: ignore[arg-type]  # torch accepts None, which its types leave out

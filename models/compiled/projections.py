@@ -16,7 +16,7 @@ from models.compiled.addresses import address_of
 from models.compiled.build import AVX512, build_library, load_library
 from models.layers.dropout import factor_of, random_bytes
 
-LARGEST_MATRIX = 1 << 14
+LARGEST_MATRIX = 1 << 15
 """Numbers of a matrix up to which the kernels are faster than products of a library; larger ones do not stay in the fast cache."""
 LAYER_NORM, RMS_NORM = 1, 2  # as in row_products.h
 

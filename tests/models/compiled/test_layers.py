@@ -305,7 +305,7 @@ def test_a_feed_forward_sub_layer_that_the_kernel_does_not_take_is_left_to_other
     assert small.added_to(x, GroupNorm(nn.LayerNorm(8), nn.LayerNorm(8)), 0, layers) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert small.added_to(x, None, 0, layers) is None
-    assert FeedForward(128, 256, "relu", 0.0).added_to(numbers(5, 128), None, 0, layers) is None
+    assert FeedForward(256, 256, "relu", 0.0).added_to(numbers(5, 256), None, 0, layers) is None
     small.compile()
     assert small.added_to(x, None, 0, layers) is None
 

@@ -137,7 +137,9 @@ def vectors_of(model: NextItemModel, lengths: list[int], first: int = 0) -> Tens
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("encoder", [{"kind": "sasrec"}, {"kind": "hstu", "attention": {"bias": "position"}}, {"kind": "ligr"}])
+@pytest.mark.parametrize(
+    "encoder", [{"kind": "sasrec"}, {"kind": "hstu", "attention": {"bias": "position"}}, {"kind": "ligr"}]
+)
 def test_a_history_has_one_vector_in_any_batch_with_kernels_or_without(encoder):
     """Within rounding: products of torch depend on the number of rows."""
     kernels = kernels_or_skip()
