@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from benchmarks import (
     streaming,
     training,
 )
+from benchmarks.machine import processor_name
 from benchmarks.measure import Comparison
 from cluster.config.run_config import ClusterConfig, Config, check_config, job_of
 from cluster.data.prepare import prepare
@@ -91,7 +91,7 @@ def main() -> None:
         table.add_row(*comparison.row())
     Console().print(table)
     if arguments.json:
-        values = {"machine": platform.processor() or platform.machine(), "rows": [c.values() for c in comparisons]}
+        values = {"machine": processor_name(), "rows": [c.values() for c in comparisons]}
         Path(arguments.json).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ all threads of the training process, from its start after the imports to its end
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from benchmarks.machine import processor_name
 from benchmarks.step_times import RankTimes, rank_times
 from cluster.config.run_config import Config, load_config
 from cluster.data.prepare import prepare
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{arguments.split}: ndcg@10 {statistics.mean(values):.4f}{spread}")
     if arguments.json:
         figures = {
-            "machine": platform.processor() or platform.machine(),
+            "machine": processor_name(),
             "budget_seconds": arguments.budget,
             "split": arguments.split,
             "outcomes": [asdict(each) for each in outcomes],

@@ -6,11 +6,11 @@ larger share. `--page FILE` writes the table into a page.
 """
 
 import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor_name
 from benchmarks.pages import markdown, measure_or_show
 from benchmarks.simulation import BATCH, PREDICTED, config_of, prepared
 from benchmarks.step_times import step_seconds
@@ -44,7 +44,7 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
             for side, seconds in sides.items():
                 seconds.append(step_seconds(_sending(config_of(folder, side, model, 2 * BATCH, WORKERS, False), side)))
         models[name] = sides
-    machine = platform.processor() or platform.machine()
+    machine = processor_name()
     return {
         "machine": machine,
         "cores": os.cpu_count(),

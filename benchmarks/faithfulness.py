@@ -9,7 +9,6 @@ The tables of docs/explain.md are made of these files: python -m benchmarks.fait
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.machine import processor_name
 from cluster.config.run_config import job_of, load_config
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.stream.catalogue_reader import columns_for
@@ -118,7 +118,7 @@ def main() -> None:
         else:
             results.append(_faithful(name, trained, settings, maps))
         values = {
-            "machine": platform.machine(),
+            "machine": processor_name(),
             "settings": settings.__dict__ | {"methods": list(methods)},
             "runs": results,
             "agreement": _agreements(maps),

@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
-import platform
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import processor_name
 
 END = "<!-- end -->"
 
@@ -67,7 +68,7 @@ def measure_and_publish(
     arguments = parser.parse_args()
     results, page = paths
     if not arguments.page:
-        machine = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        machine = {"machine": processor_name(), "cpus": os.cpu_count()}
         results.write_text(json.dumps({**machine, **measure(arguments.turns)}, indent=1) + "\n", encoding="utf-8")
     page.write_text(with_tables(page.read_text(encoding="utf-8"), stored_figures(results)), encoding="utf-8")
 

@@ -9,7 +9,6 @@ training loop, the median over the steps. Each turn fits new constants, predicts
 import argparse
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor_name
 from benchmarks.measure import Comparison
 from benchmarks.step_times import step_seconds
 from cluster.config.run_config import Config, check_config
@@ -117,7 +117,7 @@ def measure(folder: Path, turns: int) -> Result:
         for case in zip(*(turn.steps for turn in each), strict=True)
     )
     constants = {name: [turn.constants[name] for turn in each] for name in each[0].constants}
-    machine = platform.processor() or platform.machine()
+    machine = processor_name()
     return Result(machine, os.cpu_count() or 1, os.getloadavg(), constants, steps)
 
 

@@ -6,7 +6,6 @@ share caches, memory and clock. `--page FILE` writes the table into a page.
 """
 
 import os
-import platform
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor_name
 from benchmarks.pages import markdown, measure_or_show
 from benchmarks.simulation import BATCH, PREDICTED, config_of, prepared
 from benchmarks.step_times import step_seconds
@@ -65,7 +65,7 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
             sides["apart"].append(_apart(folder, case))
             sides["together"].append(_seconds(folder, "together", case, 2))
         models[case.name] = sides
-    machine = platform.processor() or platform.machine()
+    machine = processor_name()
     return {
         "machine": machine,
         "cores": os.cpu_count(),

@@ -3,13 +3,13 @@
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor_name
 from benchmarks.pages import stored_figures, with_table
 from benchmarks.peers.environment import python_of_peers, run_program
 from benchmarks.peers.figures import MARK, lost, table
@@ -74,7 +74,7 @@ def measure(folder: Path, logs: str, turns: int) -> dict[str, Any]:
             for side, (program, options) in question.peers.items():
                 sides[side].append(of_peer(logs, program, options))
         speeds[name] = sides
-    machine = platform.processor() or platform.machine()
+    machine = processor_name()
     versions = Path(__file__).parents[2].joinpath("requirements/peers.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in versions if line.startswith(("replay-rec", "rectools", "torch=="))]
     return {"machine": machine, "load_average": os.getloadavg(), "peers": pins, "speeds": speeds}
