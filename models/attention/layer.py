@@ -103,7 +103,7 @@ class Attention(nn.Module):
         """
         assert context.layer_kernels is not None
         kernels = context.layer_kernels.projections
-        fits = kernels.takes(x_ND, self.query_key_value, self.attention_output) and context.chosen is None
+        fits = kernels.takes(x_ND, self.query_key_value, self.attention_output) and context.outputs == "all"
         if not fits or devices.host_uses_bfloat16() or not isinstance(norm, nn.LayerNorm | nn.RMSNorm | None):
             return None
         projected_NS, kept_ND = kernels.project(x_ND, norm, self.query_key_value.weight)

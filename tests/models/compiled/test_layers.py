@@ -264,6 +264,7 @@ def test_a_sub_layer_of_attention_that_the_kernels_do_not_take_is_left_to_others
     assert added_to(x.double(), norm, 0, context) is None
     assert added_to(x, GroupNorm(norm, norm), 0, context) is None
     assert added_to(x, norm, 0, context.narrowed_outputs(context.layout.newest(1))) is None
+    assert added_to(x, norm, 0, context.narrowed_to_candidates()) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert added_to(x, norm, 0, context) is None
 
