@@ -33,17 +33,7 @@ inline void write_tile(const float* left, int64_t left_row, const float* right, 
 #pragma GCC unroll 6
     for (int i = 1; i < COUNT; i++) sums[i][j] = sums[0][j];
   }
-  for (int64_t k = 0; k < depth; k++) {
-    __m512 vector[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) vector[j] = _mm512_load_ps(right + k * padded + 16 * j);
-#pragma GCC unroll 6
-    for (int i = 0; i < COUNT; i++) {
-      const __m512 weight = _mm512_set1_ps(left[i * left_row + k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, vector[j], sums[i][j]);
-    }
-  }
+  add_products<COUNT, VECTORS>(left, left_row, 1, right, depth, padded, sums);
 #pragma GCC unroll 6
   for (int i = 0; i < COUNT; i++)
 #pragma GCC unroll 4

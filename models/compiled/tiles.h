@@ -53,6 +53,23 @@ inline __m512 sigmoid(__m512 x) {
   return _mm512_div_ps(one, _mm512_add_ps(one, power_of_2(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E)))));
 }
 
+// sums (ROWS, 16 VECTORS) += sum_k left[i * left_row + k * left_step] right[k], in registers; right has rows of `padded` numbers.
+template <int ROWS, int VECTORS>
+__attribute__((always_inline)) inline void add_products(const float* left, int64_t left_row, int64_t left_step, const float* right, int64_t depth,
+                                                        int64_t padded, __m512 (&sums)[ROWS][VECTORS]) {
+  for (int64_t k = 0; k < depth; k++) {
+    __m512 vector[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) vector[j] = _mm512_load_ps(right + k * padded + 16 * j);
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++) {
+      const __m512 weight = _mm512_set1_ps(left[i * left_row + k * left_step]);
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, vector[j], sums[i][j]);
+    }
+  }
+}
+
 // scores (STEP, 16 VECTORS) = users (STEP, D) columns (D, 16 VECTORS). Users have rows of `user_row` numbers, the others of 64.
 template <int VECTORS>
 inline void score_columns(const float* users, int64_t user_row, int64_t width, const float* columns, float* scores) {
@@ -61,17 +78,7 @@ inline void score_columns(const float* users, int64_t user_row, int64_t width, c
   for (int i = 0; i < STEP; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_setzero_ps();
-  for (int64_t d = 0; d < width; d++) {
-    __m512 column[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) column[j] = _mm512_load_ps(columns + d * PANEL + 16 * j);
-#pragma GCC unroll 6
-    for (int i = 0; i < STEP; i++) {
-      const __m512 user = _mm512_set1_ps(users[i * user_row + d]);
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(user, column[j], sums[i][j]);
-    }
-  }
+  add_products<STEP, VECTORS>(users, user_row, 1, columns, width, PANEL, sums);
 #pragma GCC unroll 6
   for (int i = 0; i < STEP; i++)
 #pragma GCC unroll 4
@@ -124,17 +131,7 @@ inline void add_tile(const float* left, int64_t left_row, int64_t left_step, con
   for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_load_ps(out + i * padded + 16 * j);
-  for (int64_t k = 0; k < depth; k++) {
-    __m512 vector[VECTORS];
-#pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) vector[j] = _mm512_load_ps(right + k * padded + 16 * j);
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++) {
-      const __m512 weight = _mm512_set1_ps(left[i * left_row + k * left_step]);
-#pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, vector[j], sums[i][j]);
-    }
-  }
+  add_products<ROWS, VECTORS>(left, left_row, left_step, right, depth, padded, sums);
 #pragma GCC unroll 6
   for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
